@@ -1,0 +1,152 @@
+"""Pictures, drawn without a display and written whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torchvision.utils import make_grid
+
+Curve = Sequence[tuple[float, float]]
+"""Points (x, y)."""
+
+
+def plot_curves(history: Mapping[str, Curve], steps_per_epoch: float, title: str = "") -> Figure:
+    """Draw loss, accuracy and learning rate over epochs.
+
+    Args:
+        history: Points (optimizer step, value) by metric: names that contain ``loss``, ``acc`` or ``lr`` are drawn, in a panel
+            for each.
+        steps_per_epoch: Turns steps into epochs.
+        title: Heading.
+
+    Example:
+        >>> figure = plot_curves({"train_loss": [(10, 1.0), (20, 0.5)], "lr": [(0, 0.1)]}, steps_per_epoch=10)
+        >>> [axes.get_title() for axes in figure.axes]
+        ['loss', 'learning rate']
+    """
+    panels = {
+        "loss": {name: curve for name, curve in history.items() if name.endswith("_loss")},
+        "accuracy": {name: curve for name, curve in history.items() if name.endswith("_acc")},
+        "learning rate": {name: curve for name, curve in history.items() if name.startswith("lr")},
+    }
+    panels = {name: curves for name, curves in panels.items() if any(curves.values())}
+    figure = Figure(figsize=(5 * max(1, len(panels)), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    for index, (name, curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), index + 1)
+        for label, curve in curves.items():
+            if curve:
+                marker = "o" if len(curve) < 3 else None
+                axes.plot([x / steps_per_epoch for x, _ in curve], [y for _, y in curve], label=label, marker=marker)
+        axes.set(title=name, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        values = [y for curve in curves.values() for _, y in curve if math.isfinite(y)]
+        if name == "loss" and values and min(values) > 0 and max(values) / min(values) > 20:
+            axes.set_yscale("log")
+        if len(curves) > 1:
+            axes.legend()
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_images(rows: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]] | None = None) -> Figure:
+    """Draw rows of images under each other, such as originals and what training sees of them.
+
+    Args:
+        rows: By the row's name, images (N, C, H, W), uint8 or floats in [0, 1].
+        captions: By the row's name, a text under each image.
+
+    Example:
+        >>> figure = plot_images({"original": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)})
+        >>> len(figure.axes)
+        1
+    """
+    captions = captions or {}
+    count = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(1.1 * count + 0.6, 1.35 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (name, images) in enumerate(rows.items()):
+        axes = figure.add_subplot(len(rows), 1, index + 1)
+        floats = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        grid = make_grid(floats.cpu().clamp(0, 1), nrow=count, padding=1, pad_value=1.0)
+        side = images.shape[-1] + 1
+        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_ylabel(name)
+        axes.set_yticks([])
+        texts = captions.get(name, [])
+        axes.set_xticks([side * (i + 0.5) for i in range(len(texts))], list(texts), fontsize=8)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def plot_confusion(counts: Tensor, class_names: Sequence[str], title: str = "") -> Figure:
+    """Draw a confusion matrix: how many images of each class (rows) were taken for which (columns).
+
+    Args:
+        counts: (C, C) numbers of images.
+        class_names: Names of the C classes.
+        title: Heading.
+
+    Example:
+        >>> figure = plot_confusion(torch.tensor([[9, 1], [0, 10]]), ["cat", "dog"])
+        >>> figure.axes[0].get_ylabel()
+        'true class'
+    """
+    classes = len(counts)
+    side = min(14.0, 2.5 + 0.45 * classes)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Axes = figure.add_subplot()
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    step = max(1, math.ceil(classes / 40))
+    ticks = list(range(0, classes, step))
+    names = [class_names[index] for index in ticks]
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(ticks, names)
+    if classes <= 20:
+        for row in range(classes):
+            for column in range(classes):
+                if counts[row, column] > 0:
+                    axes.text(
+                        column,
+                        row,
+                        str(int(counts[row, column])),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if shares[row, column] > 0.6 else "black",
+                    )
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, or nothing: a reader never finds half a picture."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".png")
+    os.close(handle)
+    try:
+        figure.savefig(temporary, dpi=120)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,248 @@
+"""What a run leaves behind for people: what was derived, curves, augmented images, a confusion matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+from typing_extensions import override
+
+from lightning_cnnopt.analysis.plots import plot_confusion, plot_curves, plot_images, save_figure
+from lightning_cnnopt.augmentation import AugmentBatches, Augmentation
+from lightning_cnnopt.core.batch import read_batch
+from lightning_cnnopt.core.schedule import FactorLR
+from lightning_cnnopt.core.surgery import applied_edits
+
+
+class RunReport(Callback):
+    """Leaves a run's derived values and pictures in its directory, and says where everything is.
+
+    Written are ``resolved.yaml`` (what was derived and so stands in no config), ``curves.png`` (loss, accuracy and learning
+    rate), ``augmentation.png`` (training images before and after) and ``confusion_val.png`` or ``confusion_test.png``. Works
+    with any LightningModule; the confusion matrix needs one whose evaluation steps return ``logits`` and ``targets``, as
+    ``ImageClassifier`` does.
+
+    Args:
+        directory: Where to write; by default the Trainer's ``log_dir``.
+        images: How many augmented images are shown; 0 for none.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RunReport()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, directory: str | None = None, images: int = 10) -> None:
+        self.directory = directory
+        self.images = images
+        self.history: dict[str, list[tuple[float, float]]] = {}
+        """Points (optimizer step, value) by metric."""
+        self._confusion: MulticlassConfusionMatrix | None = None
+        self._steps_per_epoch = 1.0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps_per_epoch = max(1.0, float(trainer.num_training_batches) / trainer.accumulate_grad_batches)
+        if not trainer.is_global_zero:
+            return
+        directory = self._directory(trainer)
+        directory.mkdir(parents=True, exist_ok=True)
+        derived = resolved_values(trainer, pl_module)
+        text = yaml.safe_dump(derived, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+        (directory / "resolved.yaml").write_text(text)
+        rank_zero_info(f"Derived, and written to {directory / 'resolved.yaml'}:\n" + "".join(f"  {line}\n" for line in text.splitlines()))
+        augmentation = _augmentation(trainer)
+        if self.images > 0 and augmentation is not None:
+            self._draw_augmentation(trainer, augmentation, directory)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0 and trainer.optimizers:
+            self._note(trainer, "lr", float(trainer.optimizers[0].param_groups[0]["lr"]))
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if name.endswith(("_loss", "_acc")):
+                self._note(trainer, name, float(value))
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._count(outputs)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and (trainer.validating or _is_last(trainer)):
+            self._draw_confusion(trainer, pl_module, "val")
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    @override
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._count(outputs)
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw_confusion(trainer, pl_module, "test")
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.history and not trainer.fast_dev_run:
+            save_figure(plot_curves(self.history, self._steps_per_epoch), self._directory(trainer) / "curves.png")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": {name: [list(point) for point in points] for name, points in self.history.items()}}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = {name: [(x, y) for x, y in points] for name, points in state_dict["history"].items()}
+
+    def _directory(self, trainer: Trainer) -> Path:
+        return Path(self.directory or trainer.log_dir or trainer.default_root_dir)
+
+    def _note(self, trainer: Trainer, name: str, value: float) -> None:
+        points = self.history.setdefault(name, [])
+        if not points or points[-1][0] < trainer.global_step:
+            points.append((trainer.global_step, value))
+
+    def _start(self, pl_module: LightningModule) -> None:
+        self._confusion = None
+        num_classes = getattr(pl_module, "num_classes", 0)
+        if getattr(pl_module, "task", "multiclass") == "multiclass" and num_classes > 1:
+            self._confusion = MulticlassConfusionMatrix(num_classes).to(pl_module.device)
+
+    def _count(self, outputs: Any) -> None:
+        if self._confusion is not None and isinstance(outputs, dict) and {"logits", "targets"} <= set(outputs):
+            self._confusion.update(outputs["logits"].argmax(1), outputs["targets"])
+
+    def _draw_confusion(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        if self._confusion is None or not self._confusion.update_called:
+            return
+        counts = self._confusion.compute().cpu()  # every rank takes part in it
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            names = getattr(pl_module, "class_names", None) or [str(index) for index in range(len(counts))]
+            accuracy = counts.diag().sum() / counts.sum()
+            figure = plot_confusion(counts, names, f"{split}: {int(counts.sum())} images, accuracy {float(accuracy):.2%}")
+            save_figure(figure, self._directory(trainer) / f"confusion_{split}.png")
+
+    def _draw_augmentation(self, trainer: Trainer, augmentation: Augmentation, directory: Path) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "train_set"):
+            return
+        chosen = data.train_set[: self.images]
+        names = list(data.class_names)
+        # a stream of its own: looking changes no draw of the training
+        preview = Augmentation(augmentation.transforms, augmentation.mixing, augmentation.num_classes)
+        preview.stream.name = "preview"
+        rows = {"original": chosen.images}
+        captions: dict[str, list[str]] = {}
+        if chosen.targets.ndim == 1 and data.task == "multiclass":
+            captions["original"] = [names[int(target)] for target in chosen.targets]
+        for index in range(3):
+            row = f"training {index + 1}"
+            images, targets = read_batch(preview([chosen.images, chosen.targets]))
+            rows[row] = images
+            if targets.ndim == 2 and data.task == "multiclass":
+                captions[row] = [_shares(target, names) for target in targets]
+        save_figure(plot_images(rows, captions), directory / "augmentation.png")
+
+
+def resolved_values(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Return what a run derived from data, Trainer and machine, as builtins, in the order to be read in."""
+    data = getattr(trainer, "datamodule", None)
+    values: dict[str, Any] = {}
+    if data is not None:
+        values["data"] = {"class": type(data).__name__}
+        for name in ("num_classes", "in_channels", "image_size", "class_names", "task", "mean", "std", "num_train_samples"):
+            if hasattr(data, name):
+                value = getattr(data, name)
+                values["data"][name] = list(value) if isinstance(value, tuple) else value
+        if callable(getattr(data, "class_counts", None)):
+            values["data"]["class_counts"] = data.class_counts()
+    network = getattr(pl_module, "network", pl_module)
+    values["network"] = {
+        "class": type(network).__name__,
+        "parameters": sum(p.numel() for p in pl_module.parameters()),
+        "trainable": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+        "edits": [repr(edit) for edit in applied_edits(network)],
+    }
+    batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+    values["training"] = {
+        "steps": trainer.estimated_stepping_batches,
+        "batches_per_epoch": trainer.num_training_batches,
+        "batch_size": batch_size,
+        "processes": trainer.world_size,
+        "accumulated": trainer.accumulate_grad_batches,
+        "global_batch_size": None if batch_size is None else batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+        "precision": str(trainer.precision),
+        "device": str(pl_module.device),
+        "optimizer": [_describe(optimizer) for optimizer in trainer.optimizers],
+        "rate_factors": sorted({n for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, FactorLR) for n in c.scheduler.factors}),
+        "callbacks": [type(callback).__name__ for callback in trainer.callbacks],
+    }
+    return values
+
+
+def locations(trainer: Trainer, directory: Path) -> list[tuple[str, Path]]:
+    """Return what there is in a run's directory, to be told at its end."""
+    found: list[tuple[str, Path]] = []
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint):
+        found += [
+            (label, Path(path))
+            for label, path in (("best checkpoint", checkpoint.best_model_path), ("last checkpoint", checkpoint.last_model_path))
+            if path
+        ]
+    files = (
+        ("config", "config.yaml"), ("derived values", "resolved.yaml"), ("metrics", "metrics.csv"), ("predictions", "predictions.csv"),
+        ("curves", "curves.png"), ("augmented images", "augmentation.png"),
+        ("confusion matrix (validation)", "confusion_val.png"), ("confusion matrix (test)", "confusion_test.png"),
+    )  # fmt: skip
+    found += [(label, directory / name) for label, name in files if (directory / name).exists()]
+    if any(directory.glob("events.out.tfevents.*")):
+        found.append(("TensorBoard", directory))
+    return found
+
+
+def _describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    groups = [
+        {"name": group.get("name", str(index)), "tensors": len(group["params"]), "initial_lr": float(group.get("initial_lr", group["lr"]))}
+        for index, group in enumerate(optimizer.param_groups)
+    ]
+    return {"class": type(optimizer).__name__, "groups": groups}
+
+
+def _augmentation(trainer: Trainer) -> Augmentation | None:
+    candidates = [getattr(getattr(trainer, "datamodule", None), "augmentation", None)]
+    candidates += [callback._augmentation for callback in trainer.callbacks if isinstance(callback, AugmentBatches)]
+    for candidate in candidates:
+        if isinstance(candidate, Augmentation) and (candidate.transforms or candidate.mixing is not None):
+            return candidate
+    return None
+
+
+def _shares(target: Tensor, names: list[str]) -> str:
+    values, indices = target.topk(min(2, len(target)))
+    return "\n".join(f"{names[int(i)]} {float(v):.2f}" for v, i in zip(values, indices, strict=True) if v > 0.005)
+
+
+def _is_last(trainer: Trainer) -> bool:
+    last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs >= 0
+    return last_epoch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step

@@ -1,0 +1,73 @@
+"""Edits of a network, applied by a Trainer."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import nn
+from typing_extensions import override
+
+from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.surgery import Edit
+
+
+class EditNetwork(Callback):
+    """Applies edits to the network of any LightningModule: squeeze-and-excitation, swaps, stochastic depth.
+
+    The edits are applied in ``setup``, at every stage and once: before weights are restored, before DDP wraps the module and
+    before its optimizers exist. On an :class:`~lightning_cnnopt.ImageClassifier` they join its hyperparameter ``edits``, so
+    its checkpoints load without this callback; those of another module need the callback for loading, too.
+
+    Layers that a module creates in its own ``setup`` or ``configure_model`` do not exist yet at this point. In such a module
+    call the edit itself, at the end of that method: ``SqueezeExcite()(self.network)``.
+
+    Args:
+        edits: The edits, in their order. One alone need not be in a list.
+        submodule: Name of the part of the LightningModule that is the network; by default the whole module.
+
+    Raises:
+        ConfigurationError: If there is no such submodule, or a callback that copies the weights in ``setup`` comes first.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cnnopt.architecture import SqueezeExcite
+        >>> trainer = Trainer(callbacks=[EditNetwork(SqueezeExcite())], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, edits: Edit | list[Edit], submodule: str | None = None) -> None:
+        self.edits = [edits] if isinstance(edits, Edit) else list(edits)
+        self.submodule = submodule
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for callback in trainer.callbacks[: trainer.callbacks.index(self)]:
+            if isinstance(callback, WeightAveraging):
+                raise ConfigurationError(
+                    f"EditNetwork comes after {type(callback).__name__}, which has copied the network already, so the edits would "
+                    "be lost. Put EditNetwork before it."
+                )
+        record = getattr(pl_module, "add_edit", None)
+        network = self._network(pl_module)
+        for edit in self.edits:
+            if record is not None and self.submodule is None:
+                record(edit)
+            else:
+                edit(network)
+
+    def _network(self, pl_module: LightningModule) -> nn.Module:
+        if self.submodule is None:
+            return pl_module
+        try:
+            return pl_module.get_submodule(self.submodule)
+        except AttributeError:
+            children = [name for name, _ in pl_module.named_children()]
+            raise ConfigurationError(
+                f"EditNetwork: {type(pl_module).__name__} has no submodule {self.submodule!r} in setup; it has {children}."
+            ) from None
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(edits=repr(self.edits), submodule=self.submodule)
+
+

@@ -1,0 +1,259 @@
+"""``cnnopt fit | validate | test | predict``: arguments to calls, nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_cnnopt import callbacks as _callbacks  # noqa: F401 - short names resolve among imported classes
+from lightning_cnnopt import data as _data  # noqa: F401
+from lightning_cnnopt.analysis import RunReport, WritePredictions, locations
+from lightning_cnnopt.core.checkpoints import read_model_config
+from lightning_cnnopt.core.errors import CnnoptError, ConfigurationError, did_you_mean
+from lightning_cnnopt.core.spec import Configurable
+from lightning_cnnopt.module import ImageClassifier
+
+_FROM_DATA = ("num_classes", "in_channels", "image_size", "task", "class_names")
+_EVALUATIONS = ("validate", "test", "predict")
+
+
+class _Parser(LightningArgumentParser):
+    """Raises what it finds wrong, as one paragraph, in place of printing the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise ConfigurationError(explain(message)) from ex
+
+
+class CnnoptCLI(LightningCLI):
+    """LightningCLI with this project's defaults: one directory per run, and shapes that flow from data to model."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.run_directory: Path | None = None
+        self._arguments = list(arguments)
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # parameters that edits add later would never enter its optimizers
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=_Parser,
+            args=list(arguments),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add this project's own arguments, and the links from data to model."""
+        parser.add_argument("--name", type=str | None, help="Name of the run; by default that of the last config file.")
+        parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint when fit is done.")
+        parser.set_defaults({"model": {"class_path": "lightning_cnnopt.ImageClassifier"}})
+        for name in _FROM_DATA:
+            parser.link_arguments("data", f"model.init_args.{name}", compute_fn=_reader(name), apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning merges the checkpoint's hyperparameters into every config. Here a resumed fit keeps its config, and the
+        # other commands take their whole model from the checkpoint
+        subcommand = self.config.subcommand
+        path = self.config[subcommand].get("ckpt_path")
+        if subcommand in _EVALUATIONS and path and Path(path).is_file():
+            stored = read_model_config(path, set(_FROM_DATA))
+            if stored is not None:
+                self.config[subcommand].pop("model", None)
+                self.config = self.parser.parse_object({subcommand: {"model": stored}}, self.config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer, with one directory for all that a run leaves behind."""
+        config = self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = list(config["callbacks"] or [])
+        root = Path(config["default_root_dir"] or "runs")
+        name = self._get(self.config, "name") or _config_name(self._arguments) or "run"
+        self.run_directory = _next_version(root / name)
+        if config["logger"] is None or config["logger"] is True:
+            place: dict[str, Any] = {"save_dir": root, "name": name, "version": int(self.run_directory.name.removeprefix("version_"))}
+            kwargs["logger"] = [CSVLogger(**place), TensorBoardLogger(**place)]
+        if not config["default_root_dir"]:
+            kwargs["default_root_dir"] = str(self.run_directory)
+        if self.subcommand == "fit" and not config["fast_dev_run"]:
+            if config["enable_checkpointing"] is not False and not _has(callbacks, ModelCheckpoint):
+                callbacks.append(self._checkpoint())
+            if config["logger"] is not False and not _has(callbacks, LearningRateMonitor):
+                callbacks.append(LearningRateMonitor(logging_interval="step"))
+        if self.subcommand == "predict" and not _has(callbacks, WritePredictions):
+            callbacks.append(WritePredictions())
+        if not _has(callbacks, RunReport):
+            callbacks.append(RunReport())
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, if asked to, and say where everything is."""
+        if self._get(self.config, "test_after_fit"):
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None)
+        self._tell()
+
+    def after_validate(self) -> None:
+        """Say where everything is."""
+        self._tell()
+
+    def after_test(self) -> None:
+        """Say where everything is."""
+        self._tell()
+
+    def after_predict(self) -> None:
+        """Say where everything is."""
+        self._tell()
+
+    def _checkpoint(self) -> ModelCheckpoint:
+        if isinstance(self.model, ImageClassifier) and getattr(self.datamodule, "val_size", 0):
+            return ModelCheckpoint(monitor="val_acc", mode="max", save_last=True, filename="best-{epoch}-{val_acc:.4f}")
+        return ModelCheckpoint(save_last=True)
+
+    @rank_zero_only
+    def _tell(self) -> None:
+        directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        print(f"\nThis run is in {directory}:")
+        for label, path in locations(self.trainer, directory):
+            print(f"  {label + ':':32}{path}")
+
+
+def run(arguments: Sequence[str], debug: bool = False) -> int:
+    """Run one command and return its exit status: 0, 2 for what the user can mend, 1 for anything else.
+
+    Args:
+        arguments: The command and its options.
+        debug: Let exceptions through, with their tracebacks.
+    """
+    _quiet()
+    try:
+        CnnoptCLI(arguments)
+    except (CnnoptError, MisconfigurationException) as error:
+        if debug:
+            raise
+        print(f"cnnopt: error: {_paragraph(error)}", file=sys.stderr)
+        return 2
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        if debug:
+            raise
+        print(f"cnnopt: error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        return 2
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else 1
+    except Exception as error:
+        if debug:
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        print(
+            f"cnnopt: unexpected {type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {_paragraph(error)}\n"
+            "Run it again as `cnnopt --debug …` for the traceback.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def explain(message: str) -> str:
+    """Return jsonargparse's report of a wrong argument as one paragraph, with the nearest right names.
+
+    Example:
+        >>> explain('Parser key "model":\\n  Problem with given class_path \\'x.L1\\':\\n    Option \\'wieght\\' is not accepted')
+        "model: Option 'wieght' is not accepted."
+    """
+    key = match[1] if (match := re.search(r'[Pp]arser key "([^"]+)"', message)) else ""
+    given = match[1] if (match := re.search(r"Given value: (\S+)\s*$", message)) else ""
+    prefix = f"{key}: " if key else ""
+    unknown_class = re.search(r"Expected a dot import path string: (\S+)|Unable to resolve.*?class_path ['\"]?([\w.]+)", message)
+    if unknown_class:
+        name = unknown_class[1] or unknown_class[2]
+        return f"{prefix}there is no class {name!r}.{did_you_mean(name.rpartition('.')[2], _class_names())}"
+    option = re.search(r"(?:Option|Key|Group key|Unrecognized arguments?:?) ['\"]?(-*[\w.]+)['\"]?(?: is not accepted| is not expected)?", message)
+    path = re.search(r"class_path '([\w.]+)'", message)
+    if option and ("not accepted" in message or "not expected" in message or "nrecognized" in message):
+        near = did_you_mean(option[1].split(".")[-1], _argument_names(path[1]) if path else [])
+        return f"{prefix}{option[0].strip()}{f' by {path[1]}' if path else ''}.{near}" if near else f"{prefix}{option[0].strip()}."
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"Parser key|Given value|Subtypes:|Errors:|Does not validate against any", line)]
+    del given
+    return prefix + " ".join(kept or lines)
+
+
+def _reader(name: str) -> Callable[[Any], Any]:
+    def read(data: Any) -> Any:
+        if not hasattr(data, name):
+            if name in ("task", "class_names"):
+                return {"task": "multiclass", "class_names": None}[name]
+            raise ConfigurationError(
+                f"{type(data).__name__} does not state its {name}. Give the data module an attribute or property {name}, as "
+                "lightning_cnnopt.ImageDataModule has."
+            )
+        return getattr(data, name)
+
+    return read
+
+
+def _config_name(arguments: Sequence[str]) -> str | None:
+    names = [
+        value
+        for flag, value in zip(arguments, [*arguments[1:], ""], strict=True)
+        if flag in ("-c", "--config") and value.endswith((".yaml", ".yml"))
+    ]
+    names += [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
+    stem = Path(names[-1]).stem if names else None
+    # the config that an earlier run left in its directory is named after that run
+    return Path(names[-1]).resolve().parent.parent.name if stem == "config" else stem
+
+
+def _next_version(parent: Path) -> Path:
+    taken = [int(match[1]) for path in parent.glob("version_*") if (match := re.fullmatch(r"version_(\d+)", path.name))]
+    return parent / f"version_{max(taken, default=-1) + 1}"
+
+
+def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _class_names() -> list[str]:
+    names, pending = set(), [Configurable, Callback, LightningDataModule, LightningModule, nn.Module, Optimizer]
+    while pending:
+        found: list[Any] = pending.pop().__subclasses__()
+        names.update(cls.__name__ for cls in found if not cls.__name__.startswith("_") and ".wrappers" not in cls.__module__)
+        pending.extend(found)
+    return sorted(names)
+
+
+def _argument_names(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    target = getattr(sys.modules.get(module), name, None)
+    return list(inspect.signature(target).parameters) if target is not None else []
+
+
+def _paragraph(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _quiet() -> None:
+    # true of every run here, and nothing the user could or should change
+    for message in (
+        ".*does not have many workers which may be a bottleneck.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        "Experiment logs directory .* exists and is not empty.*",
+        ".*instantiate_classes.*was deprecated.*",
+        "Checkpoint directory .* exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*JsonargparseDeprecationWarning.*",
+    ):
+        warnings.filterwarnings("ignore", message=message, append=False)

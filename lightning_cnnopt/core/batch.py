@@ -1,0 +1,82 @@
+"""How an image batch with its targets is read and written, whatever container it comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cnnopt.core.errors import DataError
+
+IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
+TARGET_KEYS = ("label", "labels", "target", "targets", "y")
+
+
+def read_batch(batch: Any) -> tuple[Tensor, Tensor]:
+    """Return images (N, C, H, W) and targets of a batch.
+
+    Args:
+        batch: A tuple or list that starts with images and targets, or a mapping with one of the usual keys.
+
+    Raises:
+        DataError: If it has no such parts.
+
+    Example:
+        >>> images, targets = read_batch({"image": torch.zeros(2, 1, 4, 4), "label": torch.tensor([0, 1])})
+        >>> images.shape, targets.tolist()
+        (torch.Size([2, 1, 4, 4]), [0, 1])
+    """
+    if isinstance(batch, Mapping):
+        image_key, target_key = _key(batch, IMAGE_KEYS), _key(batch, TARGET_KEYS)
+        images, targets = batch[image_key], batch[target_key]
+    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        images, targets = batch[0], batch[1]
+    else:
+        raise DataError(f"A batch has to hold images and targets; got a {type(batch).__name__}.")
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise DataError(f"The images of a batch have to be one tensor of shape (N, C, H, W); got {shape}.")
+    return images, targets
+
+
+def write_batch(batch: Any, images: Tensor, targets: Tensor) -> Any:
+    """Return a batch like ``batch`` with other images and targets; the given one is not written to.
+
+    Example:
+        >>> write_batch([1, 2, "path"], torch.zeros(1), torch.ones(1))
+        [tensor([0.]), tensor([1.]), 'path']
+    """
+    if isinstance(batch, Mapping):
+        changed = {_key(batch, IMAGE_KEYS): images, _key(batch, TARGET_KEYS): targets}
+        return {**batch, **changed}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(images, targets, *batch[2:])
+    return type(batch)([images, targets, *batch[2:]])
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Return images as floats in [0, 1]; uint8 is divided by 255, floats are returned as they are.
+
+    Example:
+        >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([0., 1.])
+    """
+    if images.dtype == torch.uint8:
+        return images.to(torch.get_default_dtype()).div_(255)
+    return images
+
+
+def one_hot(targets: Tensor, num_classes: int) -> Tensor:
+    """Return targets as class probabilities (N, num_classes); those that are so already are returned as they are."""
+    if targets.is_floating_point() and targets.ndim == 2:
+        return targets
+    return torch.nn.functional.one_hot(targets.long(), num_classes).to(torch.get_default_dtype())
+
+
+def _key(batch: Mapping, keys: tuple[str, ...]) -> str:
+    for key in keys:
+        if key in batch:
+            return key
+    raise DataError(f"A batch with keys {sorted(map(str, batch))} has none of {list(keys)}.")

@@ -1,0 +1,186 @@
+"""What a checkpoint says of the module it belongs to, and whether module, data and checkpoint fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_cnnopt._version import __version__
+from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError
+from lightning_cnnopt.core.spec import build, has_spec, import_path, to_spec
+from lightning_cnnopt.core.surgery import Edit, applied_edits
+
+FORMAT = 1
+"""Raised when checkpoints written by this version can't be read by older ones."""
+
+_KEY = "lightning_cnnopt"
+_NOT_STORED = "not_stored"
+
+
+def storable_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return constructor arguments as builtins; what has no spec is replaced by a note that it was there."""
+    return {name: storable(value) for name, value in arguments.items()}
+
+
+def storable(value: Any) -> Any:
+    """Return one argument as builtins, or a note that it could not be stored."""
+    if isinstance(value, (list, tuple)) and not has_spec(value):
+        return [storable(item) for item in value]
+    return to_spec(value) if has_spec(value) else {_NOT_STORED: type(value).__name__}
+
+
+def refuse_unstored(owner: str, arguments: dict[str, Any]) -> None:
+    """Raise if an argument is the note that a checkpoint could not hold it.
+
+    Raises:
+        CheckpointError: Naming the arguments to pass to ``load_from_checkpoint``.
+    """
+    missing = {name: kind for name, value in arguments.items() if (kind := _note(value)) is not None}
+    if missing:
+        listed = ", ".join(f"{name}= (a ready-made {kind})" for name, kind in missing.items())
+        raise CheckpointError(
+            f"The checkpoint does not hold {listed} of {owner}; pass it to load_from_checkpoint. A class, a functools.partial or "
+            "{class_path, init_args} in its place would have been stored."
+        )
+
+
+def sign(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Write class and version of ``module`` into a checkpoint, and its hyperparameters as builtins."""
+    checkpoint[_KEY] = {"format": FORMAT, "version": __version__, "class_path": _class_path(module)}
+    key = module.CHECKPOINT_HYPER_PARAMS_KEY
+    if key in checkpoint:
+        # a subclass may have called save_hyperparameters() with objects; weights_only loading accepts builtins alone
+        checkpoint[key] = storable_arguments(dict(checkpoint[key]))
+
+
+def replay_edits(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Apply the edits that a checkpoint's network has and this one lacks."""
+    network = module.get_submodule("network")
+    for stored in checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("edits", []):
+        if _note(stored) is None:
+            edit: Edit = build(stored, Edit)  # type: ignore[type-abstract]
+            if edit not in applied_edits(network):
+                module.add_edit(edit)  # type: ignore[operator]
+
+
+def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Raise unless a checkpoint's weights fit ``module``.
+
+    Raises:
+        CheckpointError: For a newer format, or weights of other names or shapes, naming the first ones.
+    """
+    signature = checkpoint.get(_KEY, {})
+    if signature.get("format", FORMAT) > FORMAT:
+        raise CheckpointError(
+            f"The checkpoint was written by lightning-cnnopt {signature.get('version')} in format {signature['format']}; this is "
+            f"{__version__}, which reads format {FORMAT}. Upgrade to load it."
+        )
+    if not module.strict_loading:
+        return
+    theirs, ours = checkpoint["state_dict"], module.state_dict()
+    missing, extra = [k for k in ours if k not in theirs], [k for k in theirs if k not in ours]
+    shapes = [k for k in ours if k in theirs and ours[k].shape != theirs[k].shape]
+    if not (missing or extra or shapes):
+        return
+    told = []
+    if shapes:
+        told.append(f"{shapes[0]!r} is {tuple(theirs[shapes[0]].shape)} there and {tuple(ours[shapes[0]].shape)} here")
+    if missing:
+        told.append(f"{len(missing)} weights are missing there, such as {missing[0]!r}")
+    if extra:
+        told.append(f"{len(extra)} have no place here, such as {extra[0]!r}")
+    raise CheckpointError(
+        f"The checkpoint is one of {signature.get('class_path', 'a module that is not of this package')} and does not fit this "
+        f"{_class_path(module)}: {'; '.join(told)}. Use the config it was trained with, or load_from_checkpoint, which rebuilds the network."
+    )
+
+
+def check_data_fits(module: Any, data: Any) -> None:
+    """Raise if a data module states another number of classes or channels than ``module`` was built for.
+
+    Raises:
+        ConfigurationError: Naming both sides.
+    """
+    for name in ("num_classes", "in_channels"):
+        theirs, ours = getattr(data, name, None), getattr(module, name)
+        if theirs is not None and theirs != ours:
+            raise ConfigurationError(
+                f"{type(data).__name__} has {name}={theirs} and {type(module).__name__} was built with {name}={ours}. In Python, pass "
+                "**data.model_args(); the command line does so by itself."
+            )
+
+
+def check_network_fits(module: Any) -> None:
+    """Raise unless the network takes images of the stated size and gives one logit per class.
+
+    It runs once on two black images, in evaluation mode: nothing is drawn and no statistics move.
+
+    Raises:
+        ConfigurationError: Naming network, input and what went wrong.
+    """
+    shape = (2, module.in_channels, *module.image_size)
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(shape, dtype=torch.uint8, device=module.device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigurationError(f"{_network(module)} does not take images of shape {shape}: {reason}") from error
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+    if tuple(logits.shape) != (2, module.num_classes):
+        raise ConfigurationError(
+            f"{_network(module)} gives outputs of shape {tuple(logits.shape)} for 2 images; expected (2, {module.num_classes}), one logit "
+            "per class."
+        )
+
+
+def _network(module: Any) -> str:
+    network: nn.Module = module.network
+    return f"The network {type(network).__name__}"
+
+
+def _note(value: Any) -> str | None:
+    if isinstance(value, dict) and set(value) == {_NOT_STORED}:
+        return str(value[_NOT_STORED])
+    if isinstance(value, (list, tuple)):
+        return next((kind for item in value if (kind := _note(item)) is not None), None)
+    return None
+
+
+def _class_path(module: LightningModule) -> str:
+    try:
+        return import_path(type(module))
+    except ConfigurationError:
+        return type(module).__qualname__
+
+
+
+
+def read_model_config(path: str, without: set[str]) -> dict[str, Any] | None:
+    """Return the model of a checkpoint as ``{class_path, init_args}``, or ``None`` if the checkpoint is not one of ours.
+
+    Args:
+        path: The checkpoint.
+        without: Arguments to leave out.
+
+    Raises:
+        CheckpointError: If the file is no checkpoint, or holds a part that was not stored.
+    """
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except Exception as error:  # zip, pickle and torch all have their own
+        raise CheckpointError(f"{path} is no checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
+    signature, arguments = checkpoint.get(_KEY), checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    if signature is None:
+        return None
+    refuse_unstored(signature["class_path"], arguments)
+    return {
+        "class_path": signature["class_path"],
+        "init_args": {name: value for name, value in arguments.items() if name not in without},
+    }

@@ -1,0 +1,85 @@
+"""Stopping a run whose loss has left the finite numbers, before it overwrites what was good."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_cnnopt.core.errors import DivergenceError
+
+
+class StopOnDivergence(Callback):
+    """Stops training when the loss becomes NaN or infinite, and keeps such weights out of every checkpoint.
+
+    The first bad step is kept on the device and read every ``log_every_n_steps`` steps, before each validation and before
+    each checkpoint, so no step waits for the device. The error names the step, its epoch and its learning rate.
+    :class:`~lightning_cnnopt.ImageClassifier` attaches it by itself.
+
+    Raises:
+        DivergenceError: On every rank at the same step, if the loss of any rank was bad.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[StopOnDivergence()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self) -> None:
+        self._first_bad: Tensor | None = None
+        self._recent: list[tuple[int, int, float]] = []  # batch, epoch and rate of every step since the last look
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_bad = torch.full((), -1, device=pl_module.device)
+        self._recent = []
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else float("nan")
+        self._recent.append((trainer.global_step, trainer.current_epoch, rate))
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor) and self._first_bad is not None:
+            bad = ~torch.isfinite(loss.detach()).all()
+            here = len(self._recent) - 1
+            self._first_bad = torch.where(bad & (self._first_bad < 0), here, self._first_bad)
+        if len(self._recent) >= max(1, trainer.log_every_n_steps):
+            self._look(trainer)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._look(trainer)
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not trainer.training and not trainer.validating and not trainer.sanity_checking:
+            return
+        self._look(trainer)
+        bad = [name for name, value in pl_module.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+        if bad:
+            raise DivergenceError(
+                f"After optimizer step {trainer.global_step} (epoch {trainer.current_epoch}) {bad[0]!r} and {len(bad) - 1} more "
+                f"tensors hold NaN or infinite values; this state was not saved.{_remedy(trainer)}"
+            )
+
+    def _look(self, trainer: Trainer) -> None:
+        if self._first_bad is None or not self._recent:
+            return
+        first = int(self._first_bad)
+        if trainer.strategy.reduce_boolean_decision(first >= 0, all=False):
+            step, epoch, rate = self._recent[first if first >= 0 else -1]
+            where = f"at optimizer step {step} (epoch {epoch}), learning rate {rate:g}" if first >= 0 else "on another rank"
+            raise DivergenceError(f"The training loss became NaN or infinite {where}.{_remedy(trainer)}")
+        self._recent.clear()
+
+
+def _remedy(trainer: Trainer) -> str:
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    kept = f" The last good checkpoint is {best}." if best else ""
+    return f"{kept} Lower the learning rate, warm it up, or clip gradients (--trainer.gradient_clip_val 1.0)."

@@ -1,0 +1,111 @@
+"""Errors that a user can act on, and the checks that raise them.
+
+Every message names the argument, its value, what was expected and, for names, the nearest right spelling. The command
+line prints these as one paragraph without a traceback; in Python they are ordinary exceptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CnnoptError(Exception):
+    """Base class of what this package raises on purpose."""
+
+
+class ConfigurationError(CnnoptError, ValueError):
+    """An argument, or a combination of techniques, that can't be right."""
+
+
+class DataError(CnnoptError, ValueError):
+    """Data that is missing, damaged or not what its labels say."""
+
+
+class CheckpointError(CnnoptError, RuntimeError):
+    """A checkpoint that does not belong to what it is loaded into."""
+
+
+class DivergenceError(CnnoptError, RuntimeError):
+    """Training that left the finite numbers."""
+
+
+def check_range(
+    owner: str,
+    name: str,
+    value: float,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Raise unless ``value`` is a number within the bounds.
+
+    Args:
+        owner: The class or function whose argument it is.
+        name: The argument.
+        value: What was given.
+        low: Least value allowed; ``None`` for no bound.
+        high: Greatest value allowed; ``None`` for no bound.
+        low_open: Whether ``low`` itself is excluded.
+        high_open: Whether ``high`` itself is excluded.
+
+    Raises:
+        ConfigurationError: If ``value`` is no number or out of range.
+
+    Example:
+        >>> check_range("Dropout", "p", 1.5, 0, 1)
+        Traceback (most recent call last):
+        ...
+        lightning_cnnopt.core.errors.ConfigurationError: Dropout: p=1.5 is out of range; expected 0 <= p <= 1.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    too_low = is_number and low is not None and (value <= low if low_open else value < low)
+    too_high = is_number and high is not None and (value >= high if high_open else value > high)
+    if is_number and value == value and not too_low and not too_high:
+        return
+    expected = name
+    if low is not None:
+        expected = f"{low} {'<' if low_open else '<='} {expected}"
+    if high is not None:
+        expected = f"{expected} {'<' if high_open else '<='} {high}"
+    problem = "is out of range" if is_number else "is not a number"
+    raise ConfigurationError(f"{owner}: {name}={value!r} {problem}; expected {expected}.")
+
+
+def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``.
+
+    Raises:
+        ConfigurationError: Naming the choices and the nearest one.
+
+    Example:
+        >>> check_choice("MixUp", "per", "sampel", ["sample", "batch"])
+        Traceback (most recent call last):
+        ...
+        lightning_cnnopt.core.errors.ConfigurationError: MixUp: per='sampel' is unknown; expected one of 'sample', 'batch'. Did you mean 'sample'?
+    """
+    choices = list(choices)
+    if value in choices:
+        return
+    listed = ", ".join(repr(choice) for choice in choices)
+    raise ConfigurationError(
+        f"{owner}: {name}={value!r} is unknown; expected one of {listed}.{did_you_mean(str(value), choices)}"
+    )
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return a sentence with the nearest candidates, or an empty string when none is near.
+
+    Example:
+        >>> did_you_mean("KaimingNromal", ["KaimingNormal", "XavierNormal"])
+        " Did you mean 'KaimingNormal'?"
+    """
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
+    if near and near[0].lower() == name.lower():
+        near = near[:1]
+    if not near:
+        return ""
+    return f" Did you mean {' or '.join(repr(match) for match in near)}?"

@@ -1,0 +1,135 @@
+"""Random streams that have a name, differ between ranks, and are part of a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+
+class Stream:
+    """A named random stream on the CPU, independent of every other stream and of the global generators.
+
+    Its seed is a hash of the run's seed, the name and the rank, so that adding a technique changes no draw of another, and
+    ranks draw differently.
+
+    Args:
+        name: What draws from it.
+        seed: The run's seed; by default that of torch (what ``seed_everything`` set).
+        per_rank: Whether ranks draw differently. The order of samples has to be the same on every rank, for one.
+
+    Example:
+        >>> a, b = Stream("crop", seed=0), Stream("flip", seed=0)
+        >>> state = a.state_dict()
+        >>> first = torch.rand(1, generator=a.generator)
+        >>> bool(first == torch.rand(1, generator=b.generator))
+        False
+        >>> a.load_state_dict(state)
+        >>> bool(first == torch.rand(1, generator=a.generator))
+        True
+    """
+
+    def __init__(self, name: str, seed: int | None = None, per_rank: bool = True) -> None:
+        self.name = name
+        self.seed = seed
+        self.per_rank = per_rank
+        self._generator: torch.Generator | None = None
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The generator, seeded at its first use: by then the run's seed and the rank are known."""
+        if self._generator is None:
+            self._generator = torch.Generator()
+            self._generator.manual_seed(self._derived_seed(rank() if self.per_rank else 0))
+        return self._generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of this stream on every rank. Under DDP every rank has to call it."""
+        return {"states": gather(self.generator.get_state())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken; ranks that did not exist then start anew from the run's seed."""
+        states = state["states"]
+        if rank() < len(states):
+            self.generator.set_state(states[rank()].cpu())
+
+    def _derived_seed(self, rank: int) -> int:
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        digest = hashlib.sha256(f"{seed}/{self.name}/{rank}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        # generators don't pickle; their state does
+        state = None if self._generator is None else self._generator.get_state()
+        return {**self.__dict__, "_generator": state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._generator, Tensor):
+            generator = torch.Generator()
+            generator.set_state(self._generator)
+            self._generator = generator
+
+
+class ResumeRandomState(Callback):
+    """Puts torch's own generators into the checkpoint, of the CPU and of every CUDA device, of every rank.
+
+    ``nn.Dropout`` and plain data loaders draw from them and Lightning does not save them, so without this a resumed run
+    with dropout is another run. :class:`~lightning_cnnopt.ImageClassifier` attaches it by itself.
+
+    The state is set when training starts, after everything that may have drawn in between.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ResumeRandomState()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:
+            torch.set_rng_state(self._restored["cpu"].cpu())
+            states = self._restored["cuda"]
+            if torch.cuda.is_available() and len(states) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all([state.cpu() for state in states])
+            self._restored = None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return {"states": gather({"cpu": torch.get_rng_state(), "cuda": cuda})}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        states = state_dict["states"]
+        if rank() < len(states):
+            self._restored = states[rank()]
+
+
+def rank() -> int:
+    """Return this process's rank, 0 outside of distributed training."""
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 outside of distributed training."""
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the values of all ranks, in the order of ranks. Every rank has to call it."""
+    if not _distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

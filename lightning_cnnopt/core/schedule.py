@@ -1,0 +1,249 @@
+"""Progress, durations, and the base class of a schedule.
+
+A schedule is a function of progress in [0, 1] to a factor. That one decision makes it right under ``max_steps``,
+``max_epochs``, accumulation and resume, and lets one schedule drive any quantity.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.spec import Configurable
+
+DurationLike: TypeAlias = "float | str"
+"""A fraction of training (``0.3``), epochs (``"5ep"``), optimizer steps (``"500st"``) or time (``"10min"``)."""
+
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How long a training is.
+
+    Args:
+        steps: Optimizer steps in all; ``inf`` when only time ends it.
+        steps_per_epoch: Optimizer steps in an epoch.
+        seconds: The limit of time, where there is one.
+    """
+
+    steps: float
+    steps_per_epoch: float
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps <= 0:
+            raise ConfigurationError(
+                "Training has no optimizer steps (max_epochs=0, max_steps=0, or no training batches), so nothing that is a "
+                "fraction of it can be placed. Give it a length of at least one step."
+            )
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> TrainingLength:
+        """Return the length of a trainer's fit. Call it from ``on_train_start`` on; earlier, loaders lose their position.
+
+        Raises:
+            ConfigurationError: If training has no end, no step, or a length that can't be known.
+        """
+        try:
+            steps = float(trainer.estimated_stepping_batches)
+        except MisconfigurationException as error:
+            raise ConfigurationError(f"The length of training can't be known: {error}") from error
+        if steps == -1:  # what Lightning gives for data without a length
+            steps = math.inf
+        seconds = _time_limit(trainer)
+        if math.isinf(steps) and seconds is None:
+            raise ConfigurationError("Training has no known end (max_epochs=-1, or data without a length), so no schedule fits it: set max_steps or max_time.")
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        return cls(steps, per_epoch, seconds)
+
+    def after(self, fraction: float) -> TrainingLength:
+        """Return the length of what is left after ``fraction`` of this one."""
+        left = 1 - fraction
+        return TrainingLength(self.steps * left, self.steps_per_epoch, None if self.seconds is None else self.seconds * left)
+
+
+def fraction_of(duration: DurationLike, length: TrainingLength | None = None, name: str = "duration") -> float:
+    """Return a duration as a fraction of training, at most 1.
+
+    Args:
+        duration: ``0.3``, ``"5ep"``, ``"500st"`` or ``"10min"`` (``s``, ``min``, ``h``).
+        length: The training it is part of; needed for all but fractions.
+        name: What the duration is called in an error.
+
+    Raises:
+        ConfigurationError: If it is none of these, negative, or needs a length that is not there.
+
+    Example:
+        >>> length = TrainingLength(steps=1000, steps_per_epoch=100)
+        >>> fraction_of("3ep", length), fraction_of("50st", length), fraction_of(0.2)
+        (0.3, 0.05, 0.2)
+    """
+    amount, unit = parse_duration(duration, name)
+    if unit == "fraction":
+        return amount
+    if length is None:
+        raise ConfigurationError(f"{name}={duration!r} needs the length of training: bind the schedule, or give a fraction.")
+    if unit == "seconds":
+        if length.seconds is None:
+            raise ConfigurationError(f"{name}={duration!r} is a time, and training has no limit of time: set the Trainer's max_time.")
+        return min(1.0, amount / length.seconds)
+    if math.isinf(length.steps):
+        raise ConfigurationError(f"{name}={duration!r} counts steps, and only time ends this training: give a time or a fraction.")
+    return min(1.0, amount * (length.steps_per_epoch if unit == "epochs" else 1) / length.steps)
+
+
+def parse_duration(duration: DurationLike, name: str = "duration") -> tuple[float, Literal["fraction", "epochs", "steps", "seconds"]]:
+    """Return the amount and the unit of a duration.
+
+    Raises:
+        ConfigurationError: If it is no duration.
+
+    Example:
+        >>> parse_duration("1.5h")
+        (5400.0, 'seconds')
+    """
+    if isinstance(duration, (int, float)) and not isinstance(duration, bool):
+        if 0 <= duration <= 1:
+            return float(duration), "fraction"
+        raise ConfigurationError(
+            f"{name}={duration!r} is no fraction of training (0 to 1); write {duration:g} epochs as '{duration:g}ep' and "
+            f"{duration:g} steps as '{duration:g}st'."
+        )
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ep|st|s|min|h)\s*", str(duration))
+    if not match:
+        raise ConfigurationError(f"{name}={duration!r} is no duration; expected a fraction (0.3), '5ep', '500st', '90s', '10min' or '2h'.")
+    amount, unit = float(match[1]), match[2]
+    if unit == "ep":
+        return amount, "epochs"
+    if unit == "st":
+        return amount, "steps"
+    return amount * _SECONDS[unit], "seconds"
+
+
+class Schedule(Configurable, ABC):
+    """Base of schedules: a function of progress to a factor.
+
+    Subclasses keep their arguments under their names, list those that are durations in :attr:`durations`, and implement
+    :meth:`factor`.
+    """
+
+    durations: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def factor(self, progress: float) -> float:
+        """Return the factor at ``progress`` in [0, 1]."""
+
+    def bind(self, length: TrainingLength) -> Schedule:
+        """Return this schedule with every duration turned into a fraction of ``length``."""
+        arguments = {name: getattr(self, name) for name in self.init_args()}
+        arguments.update({name: fraction_of(arguments[name], length, name) for name in self.durations})
+        return type(self)(**arguments)
+
+    def observe(self, metrics: dict[str, float]) -> None:
+        """Take in the metrics of a validation. Only schedules that react to them do anything."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a schedule that reacts to metrics has learnt; empty for pure ones."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of :meth:`state_dict`."""
+
+
+class FactorLR(LRScheduler):
+    """Rates of all groups times factors that are functions of the optimizer step: ``lr = base · f₁(t) · f₂(t) …``.
+
+    Written closed, never ``lr *= f``, so that the ratio between groups is kept and resume is exact. Techniques that
+    multiply the rate (a schedule, batch-size scaling) share one of these per optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.factors: dict[str, Callable[[int], float]] = {}
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        """Return the rate of every group at this step."""
+        factor = math.prod(f(self.last_epoch) for f in self.factors.values())
+        return [base * factor for base in self.base_lrs]
+
+    def refresh(self) -> None:
+        """Write the rates of this step again, after a factor became known."""
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if hasattr(group["lr"], "fill_"):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and the base rates; the factors are rebuilt by their techniques."""
+        return {key: value for key, value in super().state_dict().items() if key != "factors"}
+
+
+def multiply_rates(trainer: Trainer, name: str) -> list[FactorLR]:
+    """Attach a :class:`FactorLR` to every optimizer of ``trainer``, or join those there, and return them.
+
+    Call it in ``on_fit_start``: then Lightning steps, saves and restores them and ``LearningRateMonitor`` sees them. Set
+    ``scheduler.factors[name]`` and call ``refresh`` in ``on_train_start``, once the length of training is known.
+
+    Raises:
+        ConfigurationError: If the LightningModule brought a scheduler of its own, or ``name`` is taken.
+    """
+    if trainer.max_epochs == 0 or trainer.max_steps == 0:
+        raise ConfigurationError(f"{name} needs a length of training: max_epochs and max_steps must not be 0.")
+    schedulers = []
+    for index, optimizer in enumerate(trainer.optimizers):
+        existing = [config.scheduler for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is optimizer]
+        if any(not isinstance(scheduler, FactorLR) for scheduler in existing):
+            raise ConfigurationError(
+                f"{name} sets the learning rate, and so does {type(existing[0]).__name__} from configure_optimizers. Keep one: "
+                f"return only the optimizer there, or take {name} away."
+            )
+        if existing:
+            scheduler = existing[0]
+        else:
+            scheduler = FactorLR(optimizer)
+            label = "lr" if len(trainer.optimizers) == 1 else f"lr-{index}"
+            trainer.lr_scheduler_configs.append(LRSchedulerConfig(scheduler, interval="step", name=label))
+        if name in scheduler.factors:
+            raise ConfigurationError(f"Two callbacks apply {name}; keep one.")
+        scheduler.factors[name] = _one
+        schedulers.append(scheduler)
+    return schedulers
+
+
+def progress_of(trainer: Trainer, length: TrainingLength, step: int) -> float:
+    """Return how much of training is done at optimizer step ``step``: of its steps or of its time, whichever is further."""
+    progress = min(1.0, step / length.steps)
+    if length.seconds is not None:
+        progress = max(progress, *(min(1.0, timer.time_elapsed() / length.seconds) for timer in _timers(trainer)))
+    return progress
+
+
+def _one(step: int) -> float:
+    del step
+    return 1.0
+
+
+def _timers(trainer: Trainer) -> list[Timer]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+
+
+def _time_limit(trainer: Trainer) -> float | None:
+    limits = [
+        timer.time_elapsed() + remaining for timer in _timers(trainer) if (remaining := timer.time_remaining()) is not None
+    ]
+    return min(limits, default=None)

@@ -1,0 +1,143 @@
+"""Editing a network in place: idempotent, counted, and without losing what a layer carries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.spec import Configurable
+
+_MARK = "_cnnopt_edits"
+
+
+class Edit(Configurable, ABC):
+    """Base of techniques that change the structure of a network.
+
+    Calling an edit applies it once: a network that has it already is left alone, so it may be called at every stage. An
+    edit that finds nothing to change warns and names what it looked for.
+    """
+
+    looks_for: ClassVar[str]
+    """What the edit changes, for its warning: ``"activation layers"``."""
+
+    @abstractmethod
+    def apply(self, network: nn.Module) -> int:
+        """Change ``network`` in place and return how many places were changed."""
+
+    def __call__(self, network: nn.Module) -> int:
+        """Apply the edit unless ``network`` has it already.
+
+        Args:
+            network: The network that is changed in place.
+
+        Returns:
+            How many places were changed.
+        """
+        if self in applied_edits(network):
+            return 0
+        count = self.apply(network)
+        if count == 0:
+            rank_zero_warn(f"{self!r} changed nothing: {type(network).__name__} has no {self.looks_for} left to change.")
+        setattr(network, _MARK, [*applied_edits(network), self])
+        return count
+
+
+def applied_edits(network: nn.Module) -> list[Edit]:
+    """Return the edits that were applied to ``network``, in their order."""
+    return list(getattr(network, _MARK, []))
+
+
+def replace_modules(root: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[nn.Module], nn.Module]) -> int:
+    """Replace every module that is ``wanted`` by what ``make`` returns for it.
+
+    Names are kept. The new module takes over the old one's mode, device and dtype. A module that stands in several places
+    is replaced by one new module in all of them, and what ``make`` returns is not searched again.
+
+    Args:
+        root: The network, changed in place. It is not itself replaced.
+        wanted: Whether a module is to be replaced.
+        make: Returns the new module for an old one.
+
+    Returns:
+        How many modules were replaced (one that stands in several places counts once).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> replace_modules(net, lambda m: isinstance(m, nn.ReLU), lambda m: nn.Tanh())
+        1
+    """
+    new_for: dict[nn.Module, nn.Module] = {}
+    seen = {root}
+
+    def visit(parent: nn.Module) -> None:
+        for name, child in parent._modules.items():
+            if child is None:
+                continue
+            if child not in new_for and child not in seen:
+                if wanted(child):
+                    new_for[child] = make(child)
+                    adopt(child, new_for[child])
+                else:
+                    seen.add(child)
+                    visit(child)
+            if child in new_for:
+                parent._modules[name] = new_for[child]
+
+    visit(root)
+    return len(new_for)
+
+
+def adopt(old: nn.Module, new: nn.Module) -> None:
+    """Give ``new`` the mode of ``old``, and the device and dtype of its first floating tensor, where it has one."""
+    for tensor in [*old.parameters(), *old.buffers()]:
+        if tensor.is_floating_point():
+            new.to(device=tensor.device, dtype=tensor.dtype)
+            break
+    new.train(old.training)
+
+
+def insert_after(network: nn.Module, path: str, name: str, layer: nn.Module) -> None:
+    """Let ``layer`` process the output of the module at ``path``.
+
+    The layer becomes a child of that module, under ``name``: it is printed, moved, saved and switched between training and
+    evaluation with it, and no other name in the network changes, so weights saved before still fit.
+
+    Args:
+        network: The network, changed in place.
+        path: Dotted name of the module whose output is processed.
+        name: The layer's name within that module.
+        layer: The layer to insert.
+
+    Raises:
+        ConfigurationError: If the module has a child of that name already.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Identity())
+        >>> insert_after(net, "0", "relu", nn.ReLU())
+        >>> net(torch.tensor([-1.0, 1.0]))
+        tensor([0., 1.])
+    """
+    module = network.get_submodule(path)
+    if name in module._modules:
+        raise ConfigurationError(f"{path} has a layer {name!r} already.")
+    adopt(module, layer)
+    module.add_module(name, layer)
+    if type(module).forward is not nn.Sequential.forward:  # a Sequential runs its children anyway
+        module.register_forward_hook(_RunChild(name))
+
+
+class _RunChild:
+    """A forward hook that runs a child on the output. A class, so that networks with it pickle."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        del args
+        return module._modules[self.name](output)  # type: ignore[misc]

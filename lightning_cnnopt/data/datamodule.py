@@ -1,0 +1,325 @@
+"""The base of our data modules: splits, statistics, loaders, and augmentation on the device."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_cnnopt.augmentation import Augmentation, Mixing, Transform
+from lightning_cnnopt.core.batch import read_batch, to_float, write_batch
+from lightning_cnnopt.core.errors import DataError, check_range
+from lightning_cnnopt.core.randomness import Stream
+from lightning_cnnopt.data.resident import ResidentLoader
+
+Task = Literal["multiclass", "binary", "multilabel"]
+
+
+@dataclass
+class ImageSet:
+    """Images with their targets.
+
+    Args:
+        images: (N, C, H, W), uint8, or floats in [0, 1].
+        targets: (N,) classes; (N,) zeros and ones for a binary task; (N, labels) zeros and ones for labels.
+    """
+
+    images: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> ImageSet:
+        """Return the samples at ``index``."""
+        return ImageSet(self.images[index], self.targets[index])
+
+
+class ImageDataModule(LightningDataModule):
+    """Serves a data set that fits in memory; subclasses say where it comes from.
+
+    Images stay uint8 until they are on the device. There, in training only, they are augmented and mixed, and last of all
+    normalized: by the LightningModule, if it does so itself as ``ImageClassifier`` does, or else here.
+
+    Args:
+        batch_size: Samples of a training batch on each process.
+        eval_batch_size: The same for validation, test and prediction.
+        augmentation: Transforms for training, in their order.
+        mixing: Mixing for training, after the transforms.
+        val_size: What the training set gives to validation, stratified by class: a fraction, a number of samples, or 0.
+        split_seed: Seed of that split; apart from the run's, so that seeds vary training only.
+        normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
+        drop_last: Leave a last, smaller training batch out.
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+        DataError: If a split is empty or targets are out of range.
+    """
+
+    task: Task = "multiclass"
+    """What kind of targets there are."""
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 512,
+        augmentation: Sequence[Transform] = (),
+        mixing: Mixing | None = None,
+        val_size: float | int = 0.1,
+        split_seed: int = 0,
+        normalize: bool | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_range(name, "batch_size", batch_size, 1)
+        check_range(name, "eval_batch_size", eval_batch_size, 1)
+        if isinstance(val_size, float):
+            check_range(name, "val_size", val_size, 0, 1, high_open=True)
+        else:
+            check_range(name, "val_size", val_size, 0)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_size = val_size
+        self.split_seed = split_seed
+        self.normalize = normalize
+        self.drop_last = drop_last
+        self.augmentation = Augmentation(augmentation, mixing, self.num_classes)
+        self._sets: dict[str, ImageSet] = {}
+        self._statistics: tuple[list[float], list[float]] | None = None
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """How many classes or labels there are; 1 for a binary task."""
+
+    @property
+    @abstractmethod
+    def in_channels(self) -> int:
+        """Channels of an image."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes."""
+        return [str(index) for index in range(self.num_classes)]
+
+    @abstractmethod
+    def load(self, split: Literal["train", "test"]) -> ImageSet | None:
+        """Return all samples of a split; ``None`` for a test split that does not exist."""
+
+    @property
+    def train_set(self) -> ImageSet:
+        """The samples that are trained on."""
+        self._load_train()
+        return self._sets["train"]
+
+    @property
+    def val_set(self) -> ImageSet | None:
+        """The samples held out of the training set; ``None`` where there are none."""
+        self._load_train()
+        return self._sets.get("val")
+
+    @property
+    def test_set(self) -> ImageSet:
+        """The test samples.
+
+        Raises:
+            DataError: If the data has none.
+        """
+        if "test" not in self._sets:
+            loaded = self.load("test")
+            if loaded is None:
+                raise DataError(f"{type(self).__name__} has no test split.")
+            self._sets["test"] = self._checked(loaded, "test")
+        return self._sets["test"]
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of each channel over the training set, for pixels in [0, 1]."""
+        return self._measure()[0]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of each channel over the training set, for pixels in [0, 1]."""
+        return self._measure()[1]
+
+    @property
+    def num_train_samples(self) -> int:
+        """How many samples are trained on."""
+        return len(self.train_set)
+
+    def model_args(self) -> dict[str, Any]:
+        """Return what an ``ImageClassifier`` has to know of the data, as its arguments.
+
+        Example:
+            >>> from lightning_cnnopt import Digits, ImageClassifier
+            >>> model = ImageClassifier(**Digits().model_args())
+        """
+        return {
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "image_size": self.image_size,
+            "task": self.task,
+            "class_names": self.class_names,
+        }
+
+    def class_counts(self) -> list[int]:
+        """Return the training samples of each class; of each positive label, for labels that are not exclusive."""
+        targets = self.train_set.targets
+        if self.task == "multiclass":
+            return torch.bincount(targets, minlength=self.num_classes).tolist()
+        return targets.reshape(len(targets), -1).sum(0).long().tolist()
+
+    def sample_batch(self, size: int = 256) -> Tensor:
+        """Return normalized training images without augmentation, for techniques that need some.
+
+        Args:
+            size: At most how many.
+
+        Returns:
+            (size, C, H, W) floats. The draw has its own stream and is the same on every rank.
+        """
+        images = self.train_set.images
+        chosen = torch.randperm(len(images), generator=Stream("sample", per_rank=False).generator)[:size]
+        return self._normalized(images[chosen])
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage in ("fit", "validate"):
+            self._load_train()
+        if stage in ("test", "predict"):
+            _ = self.test_set
+
+    @override
+    def train_dataloader(self) -> ResidentLoader:
+        data = self.train_set
+        loader = ResidentLoader(data.images, data.targets, self.batch_size, shuffle=True, drop_last=self.drop_last)
+        if self.trainer is not None:
+            limit = self.trainer.limit_train_batches
+            loader.batches_per_epoch = int(len(loader) * limit) if isinstance(limit, float) else limit
+        return loader
+
+    @override
+    def val_dataloader(self) -> ResidentLoader | list[Any]:
+        data = self.val_set
+        return [] if data is None else ResidentLoader(data.images, data.targets, self.eval_batch_size)
+
+    @override
+    def test_dataloader(self) -> ResidentLoader:
+        return ResidentLoader(self.test_set.images, self.test_set.targets, self.eval_batch_size)
+
+    @override
+    def predict_dataloader(self) -> ResidentLoader:
+        return ResidentLoader(self.test_set.images, self.test_set.targets, self.eval_batch_size, with_index=True)
+
+    @override
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer is not None and self.trainer.training:
+            batch = self.augmentation(batch)
+        normalize = self.normalize
+        if normalize is None:
+            normalize = getattr(getattr(self.trainer, "lightning_module", None), "preprocessing", None) is None
+        if normalize:
+            images, targets = read_batch(batch)
+            batch = write_batch(batch, self._normalized(images), targets)
+        return batch
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"augmentation": self.augmentation.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.augmentation.load_state_dict(state_dict["augmentation"])
+
+    def _load_train(self) -> None:
+        if "train" in self._sets:
+            return
+        loaded = self.load("train")
+        assert loaded is not None
+        data = self._checked(loaded, "training")
+        if self.val_size:
+            stratify = data.targets.numpy() if data.targets.ndim == 1 else None
+            try:
+                train, held_out = train_test_split(
+                    range(len(data)), test_size=self.val_size, random_state=self.split_seed, stratify=stratify
+                )
+            except ValueError as error:
+                raise DataError(
+                    f"{type(self).__name__}: val_size={self.val_size} can't be split off {len(data)} training samples of "
+                    f"{self.num_classes} classes: {error}"
+                ) from error
+            self._sets["val"] = data[torch.tensor(sorted(held_out))]
+            data = data[torch.tensor(sorted(train))]
+        self._sets["train"] = data
+
+    def _checked(self, data: ImageSet, split: str) -> ImageSet:
+        name = type(self).__name__
+        if len(data) == 0:
+            raise DataError(f"{name}: the {split} split is empty.")
+        if self.task == "multiclass":
+            low, high = int(data.targets.min()), int(data.targets.max())
+            if low < 0 or high >= self.num_classes:
+                raise DataError(
+                    f"{name}: labels of the {split} split run from {low} to {high}; with {self.num_classes} classes they have to be "
+                    f"from 0 to {self.num_classes - 1}."
+                )
+        return data
+
+    def _measure(self) -> tuple[list[float], list[float]]:
+        if self._statistics is None:
+            images = self.train_set.images
+            # one pass in blocks: a float copy of a large set would not fit beside it
+            total, squares, count = torch.zeros(self.in_channels).double(), torch.zeros(self.in_channels).double(), 0
+            for block in images.split(4096):
+                pixels = to_float(block).double().transpose(0, 1).flatten(1)
+                total, squares, count = total + pixels.sum(1), squares + pixels.square().sum(1), count + pixels.shape[1]
+            mean = total / count
+            std = (squares / count - mean.square()).clamp_min(0).sqrt()
+            if (std < 1e-6).any():
+                raise DataError(f"{type(self).__name__}: channel {int(std.argmin())} is constant over the training set.")
+            self._statistics = ([round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()])
+        return self._statistics
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1)
+        mean, std = (torch.tensor(values, device=images.device).view(shape) for values in (self.mean, self.std))
+        return (to_float(images) - mean) / std
+
+
+def as_images(value: Any, owner: str) -> Tensor:
+    """Return arrays as images (N, C, H, W) of uint8 or of floats in [0, 1].
+
+    Raises:
+        DataError: If the shape or the range is another one.
+    """
+    images = torch.as_tensor(value)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    if images.ndim != 4:
+        raise DataError(f"{owner}: images have to be (N, H, W) or (N, C, H, W); got shape {tuple(images.shape)}.")
+    if images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+        raise DataError(f"{owner}: images of shape {tuple(images.shape)} look channels-last; pass images.transpose(0, 3, 1, 2).")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise DataError(f"{owner}: images have to be uint8, or floats in [0, 1]; got {images.dtype}.")
+    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):
+        raise DataError(f"{owner}: float images have to be in [0, 1]; these run from {low:g} to {high:g}. Scale them, or pass uint8.")
+    return images.float()
+
+

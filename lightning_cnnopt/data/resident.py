@@ -1,0 +1,122 @@
+"""Batches out of a data set that is one tensor in memory: no workers, no collation, no Python per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cnnopt.core.errors import DataError, check_range
+from lightning_cnnopt.core.randomness import Stream, rank, world_size
+
+
+class ResidentLoader:
+    """Iterates over images and targets in memory, a batch by one gather; works inside any DataModule or Trainer.
+
+    The order of an epoch is one permutation, drawn from a stream of its own that is the same on every rank. The *global*
+    batch i is the i-th slice of it, whatever the number of ranks, and each rank takes its part: no sample is lost or seen
+    twice, and two ranks of batch B see what one of batch 2B sees. In training, a last slice too small for every rank to
+    take two samples joins the one before it, since batch normalization can't use a batch of one.
+
+    The state holds the position within the epoch, so Lightning resumes in mid-epoch with the very next batch.
+
+    Args:
+        images: (N, …), usually uint8 (N, C, H, W).
+        targets: (N, …).
+        batch_size: Samples of a batch on each rank.
+        shuffle: Whether to draw a new order each epoch. Such a loader is for training.
+        drop_last: Whether to leave a last, smaller slice out.
+        with_index: Yield ``(images, indices)``, for prediction, in place of ``(images, targets)``.
+        seed: Seed of the order; by default the run's.
+
+    Raises:
+        DataError: If there are no samples, or not as many targets as images.
+
+    Example:
+        >>> loader = ResidentLoader(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10), batch_size=4, shuffle=True)
+        >>> [len(targets) for _, targets in loader]
+        [4, 4, 2]
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        batch_size: int = 64,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        with_index: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        check_range("ResidentLoader", "batch_size", batch_size, 1)
+        if len(images) != len(targets):
+            raise DataError(f"ResidentLoader: {len(images)} images and {len(targets)} targets do not belong together.")
+        if len(images) == 0:
+            raise DataError("ResidentLoader: there are no samples; this split of the data is empty.")
+        self.images = images.contiguous()
+        self.targets = targets
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.with_index = with_index
+        self.batches_per_epoch: int | None = None
+        """Where an epoch is cut short (``limit_train_batches``): after how many batches."""
+        self._stream = Stream("order", seed, per_rank=False)
+        self._epoch_start: Tensor | None = None  # the stream's state before this epoch's order was drawn
+        self._position = 0
+        self._resume = False
+
+    def __len__(self) -> int:
+        """Return the number of batches, the same on every rank."""
+        return len(self._cuts())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the next epoch, or what is left of the one that was resumed."""
+        cuts = self._cuts()
+        start = 0
+        if self._resume:
+            self._resume = False
+            if self._position < min(len(cuts), self.batches_per_epoch or len(cuts)):
+                start = self._position
+            else:
+                self._order()  # that epoch was over; drawing its order again takes the stream to the next one
+        order = self._order()
+        here, ranks = rank(), world_size()
+        flat = self.images.flatten(1)
+        self._position = start
+        for begin, end in cuts[start:]:
+            index = order[begin:end].tensor_split(ranks)[here]
+            images = flat.index_select(0, index).view(-1, *self.images.shape[1:])
+            self._position += 1
+            yield images, index if self.with_index else self.targets.index_select(0, index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position within the epoch and the state from which its order was drawn."""
+        return {"order": self._epoch_start, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the batch that would have been next."""
+        if state["order"] is not None:
+            self._stream.generator.set_state(state["order"].cpu())
+        self._position = state["position"]
+        self._resume = True
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.images))
+        self._epoch_start = self._stream.generator.get_state()
+        return torch.randperm(len(self.images), generator=self._stream.generator)
+
+    def _cuts(self) -> list[tuple[int, int]]:
+        count, ranks = len(self.images), world_size()
+        size = self.batch_size * ranks
+        cuts = [(begin, min(begin + size, count)) for begin in range(0, count, size)]
+        last = cuts[-1][1] - cuts[-1][0]
+        if self.drop_last and last < size and len(cuts) > 1:
+            cuts.pop()
+        elif last < ranks * (2 if self.shuffle else 1) and last < size and len(cuts) > 1:
+            cuts.pop()
+            cuts[-1] = (cuts[-1][0], count)
+        return cuts

@@ -1,0 +1,101 @@
+"""Class weights on any LightningModule with a weighted criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_cnnopt.core.errors import ConfigurationError, check_choice
+from lightning_cnnopt.imbalance.functional import Scheme, class_weights, positive_weights
+
+
+class ClassWeights(Callback):
+    """Weighs the classes in the training loss by their frequencies; evaluation keeps the plain loss.
+
+    The criterion is a child of the LightningModule with an argument ``weight`` (``CrossEntropyLoss``, ``NLLLoss``) or
+    ``pos_weight`` (``BCEWithLogitsLoss``). It stays the same object, and nothing is added to the checkpoint.
+
+    Args:
+        scheme: ``"balanced"``, N / (C · nᶜ), or ``"sqrt"``, in proportion to 1 / √nᶜ; see
+            :func:`~lightning_cnnopt.imbalance.class_weights`. Labels of ``BCEWithLogitsLoss`` are always balanced.
+        counts: Samples of each class in the training set; by default read from our data module.
+        total: Samples in all, for labels that are not exclusive.
+
+    Raises:
+        ConfigurationError: If no criterion takes weights, it has some already, or the counts are unknown.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ClassWeights(counts=[900, 100])], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, scheme: Scheme = "balanced", counts: Sequence[int] | None = None, total: int | None = None) -> None:
+        check_choice("ClassWeights", "scheme", scheme, ("balanced", "sqrt"))
+        self.scheme: Scheme = scheme
+        self.counts = None if counts is None else list(counts)
+        self.total = total
+        self._criterion: nn.Module | None = None
+        self._name = "weight"
+        self._weights: Tensor | None = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._criterion, self._name = _weighted_criterion(pl_module)
+        counts, total = self.counts, self.total
+        datamodule = getattr(trainer, "datamodule", None)
+        if counts is None and hasattr(datamodule, "class_counts"):
+            counts, total = datamodule.class_counts(), datamodule.num_train_samples
+        if counts is None:
+            raise ConfigurationError("ClassWeights: the data module states no class counts; pass counts=.")
+        tensor = torch.as_tensor(counts)
+        if self._name == "pos_weight":
+            if total is None:
+                raise ConfigurationError("ClassWeights: labels that are not exclusive need total=, the number of samples.")
+            weights = positive_weights(tensor, total)
+        else:
+            weights = class_weights(tensor, self.scheme)
+        self._weights = weights.to(pl_module.device)
+        self._set(self._weights)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(None)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(self._weights)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(None)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._set(None)
+
+    def _set(self, weights: Tensor | None) -> None:
+        # not persistent: the state of the module keeps the keys that it has without this technique
+        if self._criterion is not None:
+            self._criterion.register_buffer(self._name, weights, persistent=False)
+
+
+def _weighted_criterion(module: nn.Module) -> tuple[nn.Module, str]:
+    found: list[tuple[nn.Module, str]] = []
+    for child in module.modules():
+        if isinstance(child, nn.modules.loss._Loss):
+            found += [(child, name) for name in ("pos_weight", "weight") if name in child._buffers][:1]
+    if not found:
+        raise ConfigurationError(
+            f"ClassWeights: {type(module).__name__} has no criterion that takes weights, such as nn.CrossEntropyLoss() as a child; a "
+            "functional loss has to be given its weights where it is called."
+        )
+    if len(found) > 1:
+        raise ConfigurationError(f"ClassWeights: {type(module).__name__} has {len(found)} criteria that take weights; one is expected.")
+    criterion, name = found[0]
+    if criterion._buffers[name] is not None:
+        raise ConfigurationError(f"ClassWeights: {criterion!r} has a {name} already; take one of the two away.")
+    return criterion, name

@@ -1,0 +1,67 @@
+"""Initialization of any LightningModule by a Trainer."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.randomness import Stream
+from lightning_cnnopt.initialization.initializers import Initializer
+
+
+class InitializeWeights(Callback):
+    """Draws the weights of any LightningModule anew before its first fit; never on resume, nor when it is fitted again.
+
+    On an :class:`~lightning_cnnopt.ImageClassifier`, set its argument ``initializer`` instead.
+
+    Args:
+        initializer: How the weights start.
+        sample: A batch of normalized inputs, for initializers that need one. By default drawn from our data module.
+        submodule: Name of the part of the LightningModule that is initialized; by default the whole module.
+
+    Raises:
+        ConfigurationError: If the initializer needs data and there is none, or on an ``ImageClassifier`` that has an
+            initializer of its own.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cnnopt.initialization import Kaiming
+        >>> trainer = Trainer(callbacks=[InitializeWeights(Kaiming())], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, initializer: Initializer, sample: Tensor | None = None, submodule: str | None = None) -> None:
+        self.initializer = initializer
+        self.sample = sample
+        self.submodule = submodule
+        self.stream = Stream("initialization", per_rank=False)
+        self._done = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or self._done or trainer.ckpt_path is not None:
+            return
+        if getattr(pl_module, "initializer", None) is not None:
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has initializer={pl_module.initializer!r} and the callback InitializeWeights draws "
+                "the same weights; keep one."
+            )
+        network = pl_module if self.submodule is None else pl_module.get_submodule(self.submodule)
+        sample = self.sample
+        if sample is None and self.initializer.needs_sample:
+            draw = getattr(getattr(trainer, "datamodule", None), "sample_batch", None)
+            sample = None if draw is None else draw()
+        touched = initialize(self.initializer, network, sample, self.stream)
+        rank_zero_info(f"{self.initializer!r} initialized {len(touched)} layers.")
+        self._done = True
+
+
+def initialize(initializer: Initializer, network: torch.nn.Module, sample: Tensor | None, stream: Stream) -> list[str]:
+    """Initialize ``network`` from a stream that is the same on every rank, so that ranks start equal."""
+    if sample is not None:
+        reference = next(network.parameters())
+        sample = sample.to(reference.device, reference.dtype)
+    return initializer(network, sample, stream.generator)

@@ -1,0 +1,442 @@
+"""The LightningModule that assembles a network with techniques, trains it and measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryCalibrationError,
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelF1Score,
+)
+from typing_extensions import override
+
+from lightning_cnnopt.activation import SwapActivation
+from lightning_cnnopt.architecture import ConvNet
+from lightning_cnnopt.core import checkpoints
+from lightning_cnnopt.core.batch import read_batch, to_float
+from lightning_cnnopt.core.divergence import StopOnDivergence
+from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
+from lightning_cnnopt.core.parameters import parameter_groups
+from lightning_cnnopt.core.randomness import ResumeRandomState, Stream
+from lightning_cnnopt.core.spec import build, call_with_known, factory_of
+from lightning_cnnopt.core.surgery import Edit, applied_edits
+from lightning_cnnopt.initialization import Initializer
+from lightning_cnnopt.initialization.callback import initialize
+from lightning_cnnopt.learning_rate import Schedule, ScheduleLearningRate
+from lightning_cnnopt.normalization import SwapNormalization
+from lightning_cnnopt.regularization import Penalty
+from lightning_cnnopt.regularization.callback import parameters_of
+from lightning_cnnopt.regularization.functional import add_gradient
+
+Task = Literal["multiclass", "binary", "multilabel"]
+
+
+class NetworkFactory(Protocol):
+    """Makes a network from what the data says: a class, a ``functools.partial`` of one, or a function.
+
+    Of the three arguments it is given those that it takes, by name.
+    """
+
+    def __call__(self, *, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+        """Return the network."""
+
+
+class MetricFactory(Protocol):
+    """Makes a metric of torchmetrics; of the two arguments it is given those that it takes, by name."""
+
+    def __call__(self, *, num_classes: int, num_labels: int) -> Metric:
+        """Return the metric."""
+
+
+class Preprocessing(nn.Module):
+    """Turns uint8 images, or floats in [0, 1], into what the network is fed: (x - mean) / std for each channel.
+
+    It is part of the LightningModule, so mean and standard deviation are in every checkpoint and every export.
+
+    Args:
+        channels: Channels of an image.
+        mean: Mean of each channel for pixels in [0, 1]; 0 by default.
+        std: Standard deviation of each channel; 1 by default.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+        if mean is not None and std is not None:
+            self.set(mean, std)
+
+    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set both, one number per channel."""
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.mean.numel():
+                raise ConfigurationError(f"{name}={list(values)} has {len(values)} numbers for {self.mean.numel()} channels.")
+        for value in std:
+            check_range("Preprocessing", "std", value, 0, low_open=True)
+        self.mean.copy_(torch.tensor(list(mean)).view_as(self.mean))
+        self.std.copy_(torch.tensor(list(std)).view_as(self.std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return normalized floats."""
+        return (to_float(images).to(self.mean.dtype) - self.mean) / self.std
+
+
+class ImageClassifier(LightningModule):
+    """Trains and measures an image classifier; every technique is an argument, a method to override, or a callback.
+
+    Networks, optimizers and layers are given as something that makes them (a class, ``functools.partial(cls, …)``, or
+    ``{class_path, init_args}``), so that the checkpoint can hold them as builtins and ``load_from_checkpoint`` rebuilds
+    everything by itself. A ready-made network works, too; loading then needs it again as ``network=``.
+
+    Hooks, each to be overridden by itself: :meth:`configure_network`, :meth:`configure_normalization`,
+    :meth:`configure_activation`, :meth:`initialize`, :meth:`loss`, :meth:`regularization`, :meth:`parameter_groups`,
+    :meth:`configure_metrics`. The first three run inside ``__init__``: a subclass sets what they need before
+    ``super().__init__``.
+
+    Args:
+        network: Makes the network; it is given ``num_classes``, ``in_channels`` and ``image_size``, as far as it takes them.
+        num_classes: Number of classes or labels; 1 for a binary task. The CLI takes it from the data, as the next four.
+        in_channels: Channels of an image.
+        image_size: Height and width.
+        task: ``"multiclass"`` (one label each), ``"binary"`` or ``"multilabel"``.
+        class_names: Names of the classes.
+        criterion: Makes the loss; by default ``CrossEntropyLoss``, or ``BCEWithLogitsLoss`` for the other tasks.
+        optimizer: Makes the optimizer from parameter groups. Its weight decay spares biases and norms.
+        schedule: Of the learning rate; none by default.
+        activation: Makes an activation that replaces those of the network.
+        normalization: Makes a normalization, from a number of channels, that replaces those of the network.
+        initializer: How the weights start; by default as the network made them.
+        penalties: What the loss is charged for.
+        edits: Further edits of the network, in their order.
+        metrics: Metrics beside the default ones, by the name under which they are logged.
+        mean: Mean of each channel for pixels in [0, 1]; by default the data module's.
+        std: Standard deviation of each channel; by default the data module's.
+
+    Logs:
+        ``train_loss``, ``train_acc`` and ``train_penalty``; ``val_`` and ``test_`` ``loss``, ``acc`` (top-1), ``acc_top5`` (with
+        ten classes or more), ``f1`` (macro), ``ece`` (expected calibration error).  With mixed targets, ``train_acc`` counts an
+        image as right when its largest share is predicted.
+
+    Raises:
+        ConfigurationError: If arguments can't be right, or network and data do not fit.
+
+    Example:
+        >>> from functools import partial
+        >>> model = ImageClassifier(partial(ConvNet, widths=(8,)), optimizer=partial(torch.optim.SGD, lr=0.1))
+        >>> model(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory | nn.Module = ConvNet,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: tuple[int, int] = (28, 28),
+        task: Task = "multiclass",
+        class_names: Sequence[str] | None = None,
+        criterion: Callable[[], nn.Module] | None = None,
+        optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        activation: Callable[[], nn.Module] | None = None,
+        normalization: Callable[[int], nn.Module] | None = None,
+        initializer: Initializer | None = None,
+        penalties: Sequence[Penalty] = (),
+        edits: Sequence[Edit] = (),
+        metrics: Mapping[str, MetricFactory] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        checkpoints.refuse_unstored(type(self).__name__, arguments)
+        check_choice("ImageClassifier", "task", task, ("multiclass", "binary", "multilabel"))
+        check_range("ImageClassifier", "num_classes", num_classes, 1)
+        check_range("ImageClassifier", "in_channels", in_channels, 1)
+        if (mean is None) != (std is None):
+            raise ConfigurationError("ImageClassifier: mean and std belong together; give both or neither.")
+        if class_names is not None and len(class_names) != num_classes and task != "binary":
+            raise ConfigurationError(f"ImageClassifier: {len(class_names)} class_names for num_classes={num_classes}.")
+        self.save_hyperparameters(checkpoints.storable_arguments(arguments), logger=False)
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.image_size: tuple[int, int] = (image_size[0], image_size[1])
+        self.task: Task = task
+        self.class_names = list(class_names) if class_names is not None else None
+        self.schedule: Schedule | None = None if schedule is None else build(schedule, Schedule)  # type: ignore[type-abstract]
+        self.initializer: Initializer | None = None if initializer is None else build(initializer, Initializer)  # type: ignore[type-abstract]
+        self.penalties: list[Penalty] = [build(penalty, Penalty) for penalty in penalties]  # type: ignore[type-abstract]
+        self._network = network
+        self._activation = activation
+        self._normalization = normalization
+        self._optimizer = optimizer
+        self._metrics = dict(metrics or {})
+        default = nn.CrossEntropyLoss if task == "multiclass" else nn.BCEWithLogitsLoss
+        self.criterion: nn.Module = build(criterion if criterion is not None else default, nn.Module)
+        self.preprocessing = Preprocessing(in_channels, mean, std)
+        self.network = self.configure_network()
+        self.configure_normalization(self.network)
+        self.configure_activation(self.network)
+        for edit in edits:
+            built: Edit = build(edit, Edit)  # type: ignore[type-abstract]
+            built(self.network)
+        metric_set = self.configure_metrics()
+        self.val_metrics = metric_set.clone(prefix="val_")
+        self.test_metrics = metric_set.clone(prefix="test_")
+        # where weights came from somewhere else than their constructor, initialization leaves them alone
+        self._weights_are_set = False
+        self.register_load_state_dict_post_hook(_mark_weights_as_set)
+        self._preprocessing_is_set = mean is not None
+        self._stream = Stream("initialization", per_rank=False)
+        self._callbacks: list[Callback] = []
+        self._sums: Tensor | None = None
+        self._penalty: Tensor | None = None
+
+    # hooks to override
+
+    def configure_network(self) -> nn.Module:
+        """Return the network, one logit per class. By default what ``network`` makes."""
+        if isinstance(self._network, nn.Module):
+            return self._network
+        try:
+            made = call_with_known(
+                factory_of(self._network, nn.Module),
+                num_classes=self.num_classes,
+                in_channels=self.in_channels,
+                image_size=self.image_size,
+            )
+        except TypeError as error:
+            raise ConfigurationError(f"network={self.hparams['network']!r} can't be built: {error}.") from error
+        if not isinstance(made, nn.Module):
+            raise ConfigurationError(f"network={self.hparams['network']!r} makes a {type(made).__name__}; expected a network.")
+        return made
+
+    def configure_normalization(self, network: nn.Module) -> None:
+        """Choose the normalization of ``network``, in place. By default ``normalization`` replaces it, where given."""
+        if self._normalization is not None:
+            SwapNormalization(self._normalization)(network)
+
+    def configure_activation(self, network: nn.Module) -> None:
+        """Choose the activations of ``network``, in place. By default ``activation`` replaces them, where given."""
+        if self._activation is not None:
+            SwapActivation(self._activation)(network)
+
+    def initialize(self, network: nn.Module, sample: Tensor | None) -> None:
+        """Start the weights of ``network``, in place, before the first fit. By default ``initializer`` does, where given.
+
+        Args:
+            network: The network with all edits.
+            sample: Normalized images, if the initializer needs some and the data module has them.
+        """
+        if self.initializer is not None:
+            touched = initialize(self.initializer, network, sample, self._stream)
+            rank_zero_info(f"{self.initializer!r} initialized {len(touched)} layers.")
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the task's loss. By default ``criterion``; it gets probabilities as targets when batches are mixed."""
+        if self.task != "multiclass":
+            return self.criterion(logits.view_as(targets), targets.to(logits.dtype))
+        return self.criterion(logits, targets)
+
+    def regularization(self) -> Tensor | None:
+        """Return what the loss is charged, once per optimizer step. By default the sum of ``penalties``."""
+        if not self.penalties:
+            return None
+        return torch.stack([penalty(self.network) for penalty in self.penalties]).sum()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the groups that the optimizer is made of. By default no decay on biases and norms."""
+        return parameter_groups(self)
+
+    def configure_metrics(self) -> MetricCollection:
+        """Return the metrics of validation and test. By default accuracy, macro F1, calibration error, and ``metrics``."""
+        classes = self.num_classes
+        chosen: dict[str, Metric]
+        if self.task == "binary":
+            chosen = {"acc": BinaryAccuracy(), "f1": BinaryF1Score(), "ece": BinaryCalibrationError()}
+        elif self.task == "multilabel":
+            chosen = {"acc": MultilabelAccuracy(classes), "f1": MultilabelF1Score(classes, average="macro")}
+        else:
+            chosen = {
+                "acc": MulticlassAccuracy(classes, average="micro"),
+                "f1": MulticlassF1Score(classes, average="macro"),
+                "ece": MulticlassCalibrationError(classes),
+            }
+            if classes >= 10:
+                chosen["acc_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
+        for name, metric in self._metrics.items():
+            chosen[name] = call_with_known(factory_of(metric, Metric), num_classes=classes, num_labels=classes)
+        return MetricCollection({"loss": MeanMetric(), **chosen}, compute_groups=False)
+
+    # assembling
+
+    def add_edit(self, edit: Edit) -> None:
+        """Edit the network, once, and remember it in the hyperparameter ``edits``, so that checkpoints load without help."""
+        if edit in applied_edits(self.network):
+            return
+        edit(self.network)
+        self.hparams["edits"] = [*self.hparams["edits"], checkpoints.storable(edit)]
+
+    @override
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        checkpoints.check_data_fits(self, data)
+        if not self._preprocessing_is_set and not self._weights_are_set and hasattr(data, "mean") and hasattr(data, "std"):
+            self.preprocessing.set(data.mean, data.std)
+            self._preprocessing_is_set = True
+        checkpoints.check_network_fits(self)
+        if stage == "fit" and not self._weights_are_set and self.trainer.ckpt_path is None:
+            wanted = self.initializer is not None and self.initializer.needs_sample
+            draw = getattr(data, "sample_batch", None) if wanted else None
+            self.initialize(self.network, None if draw is None else draw())
+            self._weights_are_set = True
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        if not self._callbacks:
+            self._callbacks = [ResumeRandomState(), StopOnDivergence()]
+            if self.schedule is not None:
+                self._callbacks.append(ScheduleLearningRate(self.schedule))
+        foreign = [c for c in self.trainer.callbacks if isinstance(c, ScheduleLearningRate) and c not in self._callbacks]
+        if foreign and self.schedule is not None:
+            raise ConfigurationError(
+                f"The model has schedule={self.schedule!r} and the Trainer has a ScheduleLearningRate with {foreign[0].schedule!r}; keep one."
+            )
+        return [callback for callback in self._callbacks if callback not in self.trainer.callbacks]
+
+    @override
+    def configure_optimizers(self) -> Optimizer:
+        groups = self.parameter_groups()
+        given = [id(parameter) for group in groups for parameter in group["params"]]
+        missing = [name for name, parameter in self.named_parameters() if parameter.requires_grad and id(parameter) not in given]
+        if missing:
+            raise ConfigurationError(f"parameter_groups() leaves out {len(missing)} trainable parameters, such as {missing[0]!r}.")
+        try:
+            return factory_of(self._optimizer, Optimizer)(groups)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"The optimizer {self.hparams['optimizer']!r} can't be made: {error}.") from error
+
+    # training and measuring
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of images (N, C, H, W), uint8 or floats in [0, 1]."""
+        return self.network(self.preprocessing(images))
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, targets = read_batch(batch)
+        logits = self(images)
+        loss = self.loss(logits, targets)
+        # three numbers on the device; they are read at log intervals only
+        with torch.no_grad():
+            count = len(targets)
+            step = torch.stack([loss.detach().float() * count, self._correct(logits, targets), loss.new_tensor(count).float()])
+            self._sums = step if self._sums is None else self._sums + step
+        return loss
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self._penalty = add_gradient(self.regularization, parameters_of(optimizer))
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_training(sync=False)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self._log_training(sync=True)
+        self._sums = None
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, self.val_metrics)
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, self.test_metrics)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics(self.val_metrics)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics(self.test_metrics)
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        images, index = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        logits = self(images)
+        result = {"probabilities": logits.softmax(1) if self.task == "multiclass" else logits.sigmoid()}
+        return result if index is None else {"index": index, **result}
+
+    # checkpoints
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoints.sign(self, checkpoint)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoints.replay_edits(self, checkpoint)
+        checkpoints.check_signature(self, checkpoint)
+
+    def _correct(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.task == "multiclass":
+            labels = targets if targets.ndim == 1 else targets.argmax(1)
+            return (logits.argmax(1) == labels).sum().float()
+        return ((logits.view_as(targets) > 0) == (targets > 0.5)).float().mean() * len(targets)
+
+    def _log_training(self, sync: bool) -> None:
+        if self._sums is None:
+            return
+        loss, correct, count = self._sums
+        self.log_dict({"train_loss": loss / count, "train_acc": correct / count}, prog_bar=True, sync_dist=sync)
+        if self._penalty is not None:
+            self.log("train_penalty", self._penalty)
+
+    def _evaluate(self, batch: Any, metrics: MetricCollection) -> dict[str, Tensor]:
+        images, targets = read_batch(batch)
+        if len(images) == 0:  # a rank whose part of the last batch is empty
+            return {}
+        logits = self(images)
+        for name, metric in metrics.items(keep_base=True):
+            if name == "loss":
+                metric.update(self.loss(logits, targets), weight=len(targets))
+            elif self.task == "multiclass":
+                metric.update(logits, targets)
+            else:
+                metric.update(logits.view_as(targets).sigmoid(), targets.long())
+        return {"logits": logits, "targets": targets}
+
+    def _log_metrics(self, metrics: MetricCollection) -> None:
+        values = metrics.compute()
+        metrics.reset()
+        shown = {name for name in values if name.endswith(("_loss", "_acc"))}
+        self.log_dict({name: value for name, value in values.items() if name in shown}, prog_bar=True)
+        self.log_dict({name: value for name, value in values.items() if name not in shown})
+
+
+def _mark_weights_as_set(module: nn.Module, incompatible_keys: Any) -> None:
+    del incompatible_keys
+    assert isinstance(module, ImageClassifier)
+    module._weights_are_set = True
+    module._preprocessing_is_set = True

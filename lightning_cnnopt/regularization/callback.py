@@ -1,0 +1,112 @@
+"""Penalties and constraints on any LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.regularization.functional import add_gradient
+from lightning_cnnopt.regularization.penalties import Constraint, Penalty
+
+
+class PenalizeWeights(Callback):
+    """Charges penalties to the training of any LightningModule, once per optimizer step.
+
+    The gradient is added right before the step, after accumulation, reduction over ranks and unscaling, and before
+    clipping. The loss that the module returns and logs stays the task's own; the penalty is logged as ``train_penalty``.
+    On an :class:`~lightning_cnnopt.ImageClassifier` its argument ``penalties`` does the same.
+
+    Args:
+        penalties: What is charged. One alone need not be in a list.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cnnopt.regularization import L1
+        >>> trainer = Trainer(callbacks=[PenalizeWeights(L1(1e-5))], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, penalties: Penalty | list[Penalty]) -> None:
+        self.penalties = [penalties] if isinstance(penalties, Penalty) else list(penalties)
+        self._charged: Tensor | None = None
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        def charge() -> Tensor | None:
+            amounts = [penalty(pl_module) for penalty in self.penalties]
+            return torch.stack(amounts).sum() if amounts else None
+
+        self._charged = add_gradient(charge, parameters_of(optimizer))
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._charged is not None and (batch_idx + 1) % trainer.log_every_n_steps == 0:
+            self.log("train_penalty", self._charged)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(penalties=repr(self.penalties))
+
+
+class ConstrainWeights(Callback):
+    """Projects the weights of any LightningModule after every optimizer step.
+
+    Args:
+        constraints: The constraints, in their order. One alone need not be in a list.
+
+    Raises:
+        ConfigurationError: If a constraint finds no weights.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cnnopt.regularization import MaxNorm
+        >>> trainer = Trainer(callbacks=[ConstrainWeights(MaxNorm(3.0))], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, constraints: Constraint | list[Constraint]) -> None:
+        self.constraints = [constraints] if isinstance(constraints, Constraint) else list(constraints)
+        self._handles: list[RemovableHandle] = []
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove()
+
+        # a hook of the optimizer, and not of the Trainer: whatever looks at the weights after a step (averages,
+        # checkpoints, other callbacks in any order) sees them projected
+        def project(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            for constraint in self.constraints:
+                constraint(pl_module)
+
+        for constraint in self.constraints:
+            if constraint(pl_module) == 0:
+                raise ConfigurationError(f"{constraint!r} finds no weights in {type(pl_module).__name__}.")
+        self._handles = [optimizer.register_step_post_hook(project) for optimizer in trainer.optimizers]
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._remove()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(constraints=repr(self.constraints))
+
+    def _remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return all parameters of an optimizer."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
