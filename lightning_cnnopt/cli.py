@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import _typehints
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -30,6 +31,25 @@ from lightning_cnnopt.module import ImageClassifier
 
 _FROM_DATA = ("num_classes", "in_channels", "image_size", "task", "class_names")
 _EVALUATIONS = ("validate", "test", "predict")
+
+
+def _forget_former_class() -> None:
+    # When a later config names another class, jsonargparse keeps those arguments of the former one that fit, its defaults
+    # included: SGD in place of AdamW would silently decay weights by 0.01. Here a new class starts from its own defaults.
+    keep = _typehints.discard_init_args_on_class_path_change
+
+    def discard(parser_or_action: Any, former: Any, value: Any) -> None:
+        if former and former.get("init_args") and former["class_path"] != value["class_path"]:
+            former["init_args"] = type(former["init_args"])()
+        keep(parser_or_action, former, value)
+
+    _typehints.discard_init_args_on_class_path_change = discard
+
+
+_forget_former_class()
+
+# around a report that may be part of another one
+_OPEN, _MIDDLE, _CLOSE = "\N{LEFT WHITE SQUARE BRACKET}", "\N{BROKEN BAR}", "\N{RIGHT WHITE SQUARE BRACKET}"
 
 
 class _Parser(LightningArgumentParser):
@@ -65,6 +85,16 @@ class CnnoptCLI(LightningCLI):
         for name in _FROM_DATA:
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=_reader(name), apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, after refusing by hand what the data says: jsonargparse would drop it without a word."""
+        for argument in self._arguments:
+            name = re.sub(r"^--model\.(init_args\.)?", "", argument).partition("=")[0]
+            if argument.startswith("--model.") and name in _FROM_DATA:
+                raise ConfigurationError(
+                    f"model.{name} comes from the data and can't be given by hand; it would be written twice."
+                )
+        super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         # Lightning merges the checkpoint's hyperparameters into every config. Here a resumed fit keeps its config, and the
         # other commands take their whole model from the checkpoint
@@ -84,7 +114,11 @@ class CnnoptCLI(LightningCLI):
         name = self._get(self.config, "name") or _config_name(self._arguments) or "run"
         self.run_directory = _next_version(root / name)
         if config["logger"] is None or config["logger"] is True:
-            place: dict[str, Any] = {"save_dir": root, "name": name, "version": int(self.run_directory.name.removeprefix("version_"))}
+            place: dict[str, Any] = {
+                "save_dir": root,
+                "name": name,
+                "version": int(self.run_directory.name.removeprefix("version_")),
+            }
             kwargs["logger"] = [CSVLogger(**place), TensorBoardLogger(**place)]
         if not config["default_root_dir"]:
             kwargs["default_root_dir"] = str(self.run_directory)
@@ -119,7 +153,7 @@ class CnnoptCLI(LightningCLI):
         self._tell()
 
     def _checkpoint(self) -> ModelCheckpoint:
-        if isinstance(self.model, ImageClassifier) and getattr(self.datamodule, "val_size", 0):
+        if isinstance(self.model, ImageClassifier) and getattr(self.datamodule, "val_size", False):
             return ModelCheckpoint(monitor="val_acc", mode="max", save_last=True, filename="best-{epoch}-{val_acc:.4f}")
         return ModelCheckpoint(save_last=True)
 
@@ -141,11 +175,6 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
     _quiet()
     try:
         CnnoptCLI(arguments)
-    except (CnnoptError, MisconfigurationException) as error:
-        if debug:
-            raise
-        print(f"cnnopt: error: {_paragraph(error)}", file=sys.stderr)
-        return 2
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         if debug:
             raise
@@ -156,6 +185,9 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
     except Exception as error:
         if debug:
             raise
+        if (known := _on_purpose(error)) is not None:
+            print(f"cnnopt: error: {_paragraph(known)}", file=sys.stderr)
+            return 2
         where = traceback.extract_tb(error.__traceback__)[-1]
         print(
             f"cnnopt: unexpected {type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {_paragraph(error)}\n"
@@ -169,26 +201,27 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
 def explain(message: str) -> str:
     """Return jsonargparse's report of a wrong argument as one paragraph, with the nearest right names.
 
+    jsonargparse reports an argument within an argument as a report within a report, and the cause is the innermost one.
+
     Example:
-        >>> explain('Parser key "model":\\n  Problem with given class_path \\'x.L1\\':\\n    Option \\'wieght\\' is not accepted')
-        "model: Option 'wieght' is not accepted."
+        >>> explain("Option 'degres' is not accepted")
+        "Option 'degres' is not accepted. Did you mean 'degrees'?"
     """
     key = match[1] if (match := re.search(r'[Pp]arser key "([^"]+)"', message)) else ""
-    given = match[1] if (match := re.search(r"Given value: (\S+)\s*$", message)) else ""
-    prefix = f"{key}: " if key else ""
-    unknown_class = re.search(r"Expected a dot import path string: (\S+)|Unable to resolve.*?class_path ['\"]?([\w.]+)", message)
-    if unknown_class:
-        name = unknown_class[1] or unknown_class[2]
-        return f"{prefix}there is no class {name!r}.{did_you_mean(name.rpartition('.')[2], _class_names())}"
-    option = re.search(r"(?:Option|Key|Group key|Unrecognized arguments?:?) ['\"]?(-*[\w.]+)['\"]?(?: is not accepted| is not expected)?", message)
-    path = re.search(r"class_path '([\w.]+)'", message)
-    if option and ("not accepted" in message or "not expected" in message or "nrecognized" in message):
-        near = did_you_mean(option[1].split(".")[-1], _argument_names(path[1]) if path else [])
-        return f"{prefix}{option[0].strip()}{f' by {path[1]}' if path else ''}.{near}" if near else f"{prefix}{option[0].strip()}."
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    kept = [line for line in lines if not re.match(r"Parser key|Given value|Subtypes:|Errors:|Does not validate against any", line)]
-    del given
-    return prefix + " ".join(kept or lines)
+    inner = re.search(rf"{_OPEN}(.*?){_CLOSE}", message, re.DOTALL)
+    if inner:
+        path, _, reason = inner[1].partition(_MIDDLE)
+        return _report(".".join(filter(None, (key, path))), " ".join(reason.split()))
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
+        name = unknown[1].rpartition(".")[2]
+        return _report(key, f"there is no class {unknown[1]!r}.{_nearest(name, _class_names)}")
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return _report(key, f"{unknown[0]}.{_nearest(unknown[1].rpartition('.')[2], _argument_names)}")
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    noise = r"Parser key \"[^\"]+\":$|Given value|Subtypes:|Errors:|Does not validate against any|Expected a <class 'NoneType'>"
+    reason = " ".join(line for line in lines if not re.match(noise, line)) or " ".join(lines)
+    given = f" Got {match[1]!r}." if (match := re.search(r"Given value: (.+)", message)) else ""
+    return _report(key, f"{reason}.{given}" if given else reason)
 
 
 def _reader(name: str) -> Callable[[Any], Any]:
@@ -226,23 +259,46 @@ def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
 
 
-def _class_names() -> list[str]:
-    names, pending = set(), [Configurable, Callback, LightningDataModule, LightningModule, nn.Module, Optimizer]
+def _report(path: str, reason: str) -> str:
+    return f"{_OPEN}{path}{_MIDDLE}{reason}{_CLOSE}" if path else reason
+
+
+def _nearest(name: str, candidates: Callable[[str], list[str]]) -> str:
+    # our own names first: those of everything that is imported are many, and some are always near
+    return did_you_mean(name, candidates("lightning_cnnopt")) or did_you_mean(name, candidates(""))
+
+
+def _classes(package: str) -> list[type]:
+    found: list[type] = []
+    pending: list[type] = [Configurable, Callback, LightningDataModule, LightningModule, nn.Module, Optimizer]
     while pending:
-        found: list[Any] = pending.pop().__subclasses__()
-        names.update(cls.__name__ for cls in found if not cls.__name__.startswith("_") and ".wrappers" not in cls.__module__)
-        pending.extend(found)
-    return sorted(names)
+        below: list[type] = pending.pop().__subclasses__()
+        found += [cls for cls in below if cls.__module__.startswith(package) and not cls.__name__.startswith("_")]
+        pending += below
+    return found
 
 
-def _argument_names(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    target = getattr(sys.modules.get(module), name, None)
-    return list(inspect.signature(target).parameters) if target is not None else []
+def _class_names(package: str) -> list[str]:
+    return sorted({cls.__name__ for cls in _classes(package)})
+
+
+def _argument_names(package: str) -> list[str]:
+    return sorted({name for cls in _classes(package) for name in inspect.signature(cls.__init__).parameters})  # type: ignore[misc]
+
+
+def _on_purpose(error: BaseException) -> Exception | None:
+    # jsonargparse wraps what a constructor raises in reports of its own
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, (CnnoptError, MisconfigurationException)):
+            return current
+        current = current.__cause__ or current.__context__
+    return None
 
 
 def _paragraph(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.replace(_OPEN, "").replace(_MIDDLE, ": ").replace(_CLOSE, "")
 
 
 def _quiet() -> None:
@@ -255,5 +311,6 @@ def _quiet() -> None:
         "Checkpoint directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*JsonargparseDeprecationWarning.*",
+        "LightningCLI's args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", message=message, append=False)

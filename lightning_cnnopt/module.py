@@ -27,6 +27,7 @@ from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.architecture import ConvNet
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.batch import read_batch, to_float
+from lightning_cnnopt.core.callback import callbacks_of, is_logged
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.parameters import parameter_groups
@@ -129,9 +130,9 @@ class ImageClassifier(LightningModule):
         std: Standard deviation of each channel; by default the data module's.
 
     Logs:
-        ``train_loss``, ``train_acc`` and ``train_penalty``; ``val_`` and ``test_`` ``loss``, ``acc`` (top-1), ``acc_top5`` (with
-        ten classes or more), ``f1`` (macro), ``ece`` (expected calibration error).  With mixed targets, ``train_acc`` counts an
-        image as right when its largest share is predicted.
+        ``train_loss``, ``train_acc`` and ``train_penalty``; ``val_`` and ``test_`` ``loss``, ``acc`` (top-1), ``acc_top5``
+        (with ten classes or more), ``f1`` (macro), ``ece`` (expected calibration error). With mixed targets, ``train_acc``
+        counts an image as right when its largest share is predicted.
 
     Raises:
         ConfigurationError: If arguments can't be right, or network and data do not fit.
@@ -295,7 +296,7 @@ class ImageClassifier(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         checkpoints.check_data_fits(self, data)
         if not self._preprocessing_is_set and not self._weights_are_set and hasattr(data, "mean") and hasattr(data, "std"):
             self.preprocessing.set(data.mean, data.std)
@@ -313,24 +314,30 @@ class ImageClassifier(LightningModule):
             self._callbacks = [ResumeRandomState(), StopOnDivergence()]
             if self.schedule is not None:
                 self._callbacks.append(ScheduleLearningRate(self.schedule))
-        foreign = [c for c in self.trainer.callbacks if isinstance(c, ScheduleLearningRate) and c not in self._callbacks]
+        foreign = [c for c in callbacks_of(self.trainer) if isinstance(c, ScheduleLearningRate) and c not in self._callbacks]
         if foreign and self.schedule is not None:
             raise ConfigurationError(
-                f"The model has schedule={self.schedule!r} and the Trainer has a ScheduleLearningRate with {foreign[0].schedule!r}; keep one."
+                f"The model has schedule={self.schedule!r} and the Trainer has a ScheduleLearningRate with "
+                f"{foreign[0].schedule!r}; keep one."
             )
-        return [callback for callback in self._callbacks if callback not in self.trainer.callbacks]
+        return [callback for callback in self._callbacks if callback not in callbacks_of(self.trainer)]
 
     @override
     def configure_optimizers(self) -> Optimizer:
         groups = self.parameter_groups()
         given = [id(parameter) for group in groups for parameter in group["params"]]
-        missing = [name for name, parameter in self.named_parameters() if parameter.requires_grad and id(parameter) not in given]
+        missing = [
+            name for name, parameter in self.named_parameters() if parameter.requires_grad and id(parameter) not in given
+        ]
         if missing:
-            raise ConfigurationError(f"parameter_groups() leaves out {len(missing)} trainable parameters, such as {missing[0]!r}.")
+            raise ConfigurationError(
+                f"parameter_groups() leaves out {len(missing)} trainable parameters, such as {missing[0]!r}."
+            )
         try:
             return factory_of(self._optimizer, Optimizer)(groups)
         except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"The optimizer {self.hparams['optimizer']!r} can't be made: {error}.") from error
+            name = self.hparams["optimizer"].get("class_path", "")
+            raise ConfigurationError(f"The optimizer {name} can't be made: {error}.") from error
 
     # training and measuring
 
@@ -357,7 +364,7 @@ class ImageClassifier(LightningModule):
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if is_logged(self.trainer, batch_idx):
             self._log_training(sync=False)
 
     @override

@@ -34,7 +34,8 @@ class SwapActivation(Edit):
         for name in replaces or ():
             if not hasattr(nn, name):
                 raise ConfigurationError(
-                    f"SwapActivation: replaces={name!r} is no class of torch.nn.{did_you_mean(name, nn.modules.activation.__all__)}"
+                    f"SwapActivation: replaces={name!r} is no class of "
+                    f"torch.nn.{did_you_mean(name, nn.modules.activation.__all__)}"
                 )
         self.activation = activation
         self.replaces = None if replaces is None else list(replaces)

@@ -12,10 +12,15 @@ from lightning_cnnopt.core.graph import NetworkGraph, is_activation
 from lightning_cnnopt.core.surgery import replace_modules
 
 GATES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh)
-"""Bounded activations: in a modern network they gate (squeeze-and-excitation) and are left alone by default."""
+"""Bounded activations: in a modern network they gate (squeeze-and-excitation) and are left alone by default.
+
+timm's own classes of these names count, too; ``nn.ReLU6``, which is an ``nn.Hardtanh`` in torch, does not.
+"""
 
 
-def swap_activation(network: nn.Module, activation: Callable[[], nn.Module], replaces: tuple[type[nn.Module], ...] | None = None) -> int:
+def swap_activation(
+    network: nn.Module, activation: Callable[[], nn.Module], replaces: tuple[type[nn.Module], ...] | None = None
+) -> int:
     """Replace activation layers of a network, in place.
 
     Activations inside layers that hold norm and activation together (timm's) are reached as well. Those called as functions
@@ -47,7 +52,7 @@ def swap_activation(network: nn.Module, activation: Callable[[], nn.Module], rep
             return False
         if replaces is not None:
             return isinstance(module, replaces)
-        return is_activation(module) and not isinstance(module, GATES)
+        return is_activation(module) and not _is_gate(module)
 
     count = replace_modules(network, wanted, lambda _: activation())
     try:
@@ -61,3 +66,10 @@ def swap_activation(network: nn.Module, activation: Callable[[], nn.Module], rep
             stacklevel=2,
         )
     return count
+
+
+def _is_gate(module: nn.Module) -> bool:
+    if isinstance(module, GATES):
+        return not isinstance(module, nn.ReLU6)
+    names = {gate.__name__.lower() for gate in GATES}
+    return type(module).__name__.lower().removesuffix("me").removesuffix("jit") in names

@@ -15,10 +15,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback
 from lightning_cnnopt.core.randomness import gather
 
 
-class WritePredictions(BasePredictionWriter):
+class WritePredictions(TechniqueCallback, BasePredictionWriter):
     """Writes ``predictions.csv``: for each image its index or file, the predicted class and its probability.
 
     Under DDP the parts of all ranks are put in order and written once. Of labels that are not exclusive, every one whose
@@ -33,7 +34,7 @@ class WritePredictions(BasePredictionWriter):
     """
 
     def __init__(self, path: str | None = None) -> None:
-        super().__init__(write_interval="epoch")
+        BasePredictionWriter.__init__(self, write_interval="epoch")
         self.path = path
 
     @override
@@ -42,7 +43,11 @@ class WritePredictions(BasePredictionWriter):
     ) -> None:
         parts = [part for part in predictions if part]
         probabilities = torch.cat([part["probabilities"].float().cpu() for part in parts]) if parts else torch.zeros(0, 1)
-        index = torch.cat([part["index"].cpu() for part in parts]) if parts and "index" in parts[0] else torch.arange(len(probabilities))
+        index = (
+            torch.cat([part["index"].cpu() for part in parts])
+            if parts and "index" in parts[0]
+            else torch.arange(len(probabilities))
+        )
         every = gather((index, probabilities))
         path = Path(self.path or os.path.join(trainer.log_dir or trainer.default_root_dir, "predictions.csv"))
         if trainer.is_global_zero:
@@ -52,7 +57,9 @@ class WritePredictions(BasePredictionWriter):
             self._write(path, index[order], probabilities[order], pl_module, files)
             rank_zero_info(f"Predictions of {len(index)} images: {path}")
 
-    def _write(self, path: Path, index: Tensor, probabilities: Tensor, module: LightningModule, files: Sequence[str] | None) -> None:
+    def _write(
+        self, path: Path, index: Tensor, probabilities: Tensor, module: LightningModule, files: Sequence[str] | None
+    ) -> None:
         task = getattr(module, "task", "multiclass")
         names = getattr(module, "class_names", None) or [str(i) for i in range(max(2, probabilities.shape[1]))]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -15,13 +15,14 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
 from lightning_cnnopt.analysis.plots import plot_confusion, plot_curves, plot_images, save_figure
-from lightning_cnnopt.augmentation import AugmentBatches, Augmentation
+from lightning_cnnopt.augmentation import Augmentation, AugmentBatches
 from lightning_cnnopt.core.batch import read_batch
+from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of, is_logged
 from lightning_cnnopt.core.schedule import FactorLR
 from lightning_cnnopt.core.surgery import applied_edits
 
 
-class RunReport(Callback):
+class RunReport(TechniqueCallback):
     """Leaves a run's derived values and pictures in its directory, and says where everything is.
 
     Written are ``resolved.yaml`` (what was derived and so stands in no config), ``curves.png`` (loss, accuracy and learning
@@ -56,14 +57,18 @@ class RunReport(Callback):
         derived = resolved_values(trainer, pl_module)
         text = yaml.safe_dump(derived, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
         (directory / "resolved.yaml").write_text(text)
-        rank_zero_info(f"Derived, and written to {directory / 'resolved.yaml'}:\n" + "".join(f"  {line}\n" for line in text.splitlines()))
+        rank_zero_info(
+            f"Derived, and written to {directory / 'resolved.yaml'}:\n" + "".join(f"  {line}\n" for line in text.splitlines())
+        )
         augmentation = _augmentation(trainer)
         if self.images > 0 and augmentation is not None:
             self._draw_augmentation(trainer, augmentation, directory)
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 and trainer.optimizers:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if is_logged(trainer, batch_idx) and trainer.optimizers:
             self._note(trainer, "lr", float(trainer.optimizers[0].param_groups[0]["lr"]))
 
     @override
@@ -78,7 +83,13 @@ class RunReport(Callback):
 
     @override
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._count(outputs)
 
@@ -93,7 +104,13 @@ class RunReport(Callback):
 
     @override
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._count(outputs)
 
@@ -103,7 +120,7 @@ class RunReport(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self.history and not trainer.fast_dev_run:
+        if trainer.is_global_zero and self.history and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             save_figure(plot_curves(self.history, self._steps_per_epoch), self._directory(trainer) / "curves.png")
 
     @override
@@ -136,14 +153,14 @@ class RunReport(Callback):
         if self._confusion is None or not self._confusion.update_called:
             return
         counts = self._confusion.compute().cpu()  # every rank takes part in it
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             names = getattr(pl_module, "class_names", None) or [str(index) for index in range(len(counts))]
             accuracy = counts.diag().sum() / counts.sum()
             figure = plot_confusion(counts, names, f"{split}: {int(counts.sum())} images, accuracy {float(accuracy):.2%}")
             save_figure(figure, self._directory(trainer) / f"confusion_{split}.png")
 
     def _draw_augmentation(self, trainer: Trainer, augmentation: Augmentation, directory: Path) -> None:
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "train_set"):
             return
         chosen = data.train_set[: self.images]
@@ -166,11 +183,20 @@ class RunReport(Callback):
 
 def resolved_values(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """Return what a run derived from data, Trainer and machine, as builtins, in the order to be read in."""
-    data = getattr(trainer, "datamodule", None)
+    data: Any = getattr(trainer, "datamodule", None)
     values: dict[str, Any] = {}
     if data is not None:
         values["data"] = {"class": type(data).__name__}
-        for name in ("num_classes", "in_channels", "image_size", "class_names", "task", "mean", "std", "num_train_samples"):
+        for name in (
+            "num_classes",
+            "in_channels",
+            "image_size",
+            "class_names",
+            "task",
+            "mean",
+            "std",
+            "num_train_samples",
+        ):
             if hasattr(data, name):
                 value = getattr(data, name)
                 values["data"][name] = list(value) if isinstance(value, tuple) else value
@@ -194,8 +220,10 @@ def resolved_values(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
         "precision": str(trainer.precision),
         "device": str(pl_module.device),
         "optimizer": [_describe(optimizer) for optimizer in trainer.optimizers],
-        "rate_factors": sorted({n for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, FactorLR) for n in c.scheduler.factors}),
-        "callbacks": [type(callback).__name__ for callback in trainer.callbacks],
+        "rate_factors": sorted(
+            {n for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, FactorLR) for n in c.scheduler.factors}
+        ),
+        "callbacks": [type(callback).__name__ for callback in callbacks_of(trainer)],
     }
     return values
 
@@ -207,15 +235,23 @@ def locations(trainer: Trainer, directory: Path) -> list[tuple[str, Path]]:
     if isinstance(checkpoint, ModelCheckpoint):
         found += [
             (label, Path(path))
-            for label, path in (("best checkpoint", checkpoint.best_model_path), ("last checkpoint", checkpoint.last_model_path))
+            for label, path in (
+                ("best checkpoint", checkpoint.best_model_path),
+                ("last checkpoint", checkpoint.last_model_path),
+            )
             if path
         ]
-    files = (
-        ("config", "config.yaml"), ("derived values", "resolved.yaml"), ("metrics", "metrics.csv"), ("predictions", "predictions.csv"),
-        ("curves", "curves.png"), ("augmented images", "augmentation.png"),
-        ("confusion matrix (validation)", "confusion_val.png"), ("confusion matrix (test)", "confusion_test.png"),
-    )  # fmt: skip
-    found += [(label, directory / name) for label, name in files if (directory / name).exists()]
+    files = {
+        "config": "config.yaml",
+        "derived values": "resolved.yaml",
+        "metrics": "metrics.csv",
+        "predictions": "predictions.csv",
+        "curves": "curves.png",
+        "augmented images": "augmentation.png",
+        "confusion matrix (validation)": "confusion_val.png",
+        "confusion matrix (test)": "confusion_test.png",
+    }
+    found += [(label, directory / name) for label, name in files.items() if (directory / name).exists()]
     if any(directory.glob("events.out.tfevents.*")):
         found.append(("TensorBoard", directory))
     return found
@@ -223,7 +259,11 @@ def locations(trainer: Trainer, directory: Path) -> list[tuple[str, Path]]:
 
 def _describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     groups = [
-        {"name": group.get("name", str(index)), "tensors": len(group["params"]), "initial_lr": float(group.get("initial_lr", group["lr"]))}
+        {
+            "name": group.get("name", str(index)),
+            "tensors": len(group["params"]),
+            "initial_lr": float(group.get("initial_lr", group["lr"])),
+        }
         for index, group in enumerate(optimizer.param_groups)
     ]
     return {"class": type(optimizer).__name__, "groups": groups}
@@ -231,7 +271,7 @@ def _describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def _augmentation(trainer: Trainer) -> Augmentation | None:
     candidates = [getattr(getattr(trainer, "datamodule", None), "augmentation", None)]
-    candidates += [callback._augmentation for callback in trainer.callbacks if isinstance(callback, AugmentBatches)]
+    candidates += [callback._augmentation for callback in callbacks_of(trainer) if isinstance(callback, AugmentBatches)]
     for candidate in candidates:
         if isinstance(candidate, Augmentation) and (candidate.transforms or candidate.mixing is not None):
             return candidate

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.surgery import Edit
 
 
-class EditNetwork(Callback):
+class EditNetwork(TechniqueCallback):
     """Applies edits to the network of any LightningModule: squeeze-and-excitation, swaps, stochastic depth.
 
     The edits are applied in ``setup``, at every stage and once: before weights are restored, before DDP wraps the module and
@@ -40,10 +41,12 @@ class EditNetwork(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for callback in trainer.callbacks[: trainer.callbacks.index(self)]:
+        others = callbacks_of(trainer)
+        for callback in others[: others.index(self)]:
             if isinstance(callback, WeightAveraging):
                 raise ConfigurationError(
-                    f"EditNetwork comes after {type(callback).__name__}, which has copied the network already, so the edits would "
+                    f"EditNetwork comes after {type(callback).__name__}, which has copied the network already, so "
+                    "the edits would "
                     "be lost. Put EditNetwork before it."
                 )
         record = getattr(pl_module, "add_edit", None)
@@ -64,10 +67,3 @@ class EditNetwork(Callback):
             raise ConfigurationError(
                 f"EditNetwork: {type(pl_module).__name__} has no submodule {self.submodule!r} in setup; it has {children}."
             ) from None
-
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(edits=repr(self.edits), submodule=self.submodule)
-
-

@@ -10,6 +10,9 @@ from torchvision.ops import SqueezeExcitation
 from lightning_cnnopt.core.graph import NetworkGraph
 from lightning_cnnopt.core.surgery import insert_after
 
+# torchvision's name and timm's
+_SQUEEZE_EXCITE_CLASSES = {"SqueezeExcitation", "SqueezeExcite", "SqueezeExciteCl", "SEModule", "EffectiveSEModule"}
+
 
 def add_squeeze_excite(
     network: nn.Module,
@@ -47,17 +50,17 @@ def add_squeeze_excite(
         places = {
             branch.end: _last_convolution(modules, branch.modules)
             for branch in branches
-            if not any(isinstance(modules[name], (nn.AdaptiveAvgPool2d, SqueezeExcitation)) for name in branch.modules)
+            if not any(_squeezes(name, modules) for name in branch.modules)
         }
     else:
         places = {
             graph.block_end(name): module
             for name, module in modules.items()
-            if isinstance(module, nn.Conv2d) and not any(_is_inside(name, SqueezeExcitation, modules))
+            if isinstance(module, nn.Conv2d) and not _squeezes(name, modules)
         }
     count = 0
     for place, convolution in places.items():
-        if convolution is None or convolution.out_channels < min_channels:
+        if convolution is None or convolution.out_channels < min_channels or _squeezes(place, modules):
             continue
         channels = convolution.out_channels
         layer = SqueezeExcitation(channels, max(1, channels // reduction), activation=activation)
@@ -71,6 +74,7 @@ def _last_convolution(modules: dict[str, nn.Module], names: tuple[str, ...]) -> 
     return convolutions[-1] if convolutions else None
 
 
-def _is_inside(name: str, kind: type[nn.Module], modules: dict[str, nn.Module]) -> list[bool]:
+def _squeezes(name: str, modules: dict[str, nn.Module]) -> bool:
     parts = name.split(".")
-    return [isinstance(modules[".".join(parts[:end])], kind) for end in range(1, len(parts))]
+    around = [modules[".".join(parts[:end])] for end in range(1, len(parts) + 1)]
+    return any(type(module).__name__ in _SQUEEZE_EXCITE_CLASSES for module in [*around, *modules[name].children()])

@@ -49,7 +49,7 @@ class ConvNet(nn.Module):
         >>> ConvNet()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
         >>> sum(p.numel() for p in ConvNet(10, 3, (32, 32), widths=(16, 32), global_pooling=True, dense=()).parameters())
-        17082
+        17178
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class ConvNet(nn.Module):
             for value in values:
                 check_range("ConvNet", name, value, 1)
         if not widths or kernel_size % 2 == 0:
-            raise ConfigurationError(f"ConvNet: needs at least one width and an odd kernel_size; got {widths=}, {kernel_size=}.")
+            raise ConfigurationError(
+                f"ConvNet: needs at least one width and an odd kernel_size; got {widths=}, {kernel_size=}."
+            )
         make_activation = factory_of(activation, nn.Module)
         make_norm = None if normalization is None else factory_of(normalization, nn.Module)
         make_dense_norm = None if dense_normalization is None else factory_of(dense_normalization, nn.Module)
@@ -113,7 +115,8 @@ class ConvNet(nn.Module):
                 height, width = height // 2, width // 2
             if min(height, width) < 1:
                 raise ConfigurationError(
-                    f"ConvNet: images of {image_size[0]}x{image_size[1]} are too small for widths={list(widths)}, depth={depth}, "
+                    f"ConvNet: images of {image_size[0]}x{image_size[1]} are too small for widths={list(widths)}, "
+                    f"depth={depth}, "
                     f"kernel_size={kernel_size}, padding={padding!r}: nothing is left after stage {len(self.stages) + 1}. Use "
                     "fewer stages, or padding='same'."
                 )

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation.mixing import Mixing
 from lightning_cnnopt.augmentation.pipeline import Augmentation
 from lightning_cnnopt.augmentation.transforms import Transform
+from lightning_cnnopt.core.callback import TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError
 
 
-class AugmentBatches(Callback):
+class AugmentBatches(TechniqueCallback):
     """Augments the training batches of any LightningModule, on the device, with a draw per sample.
 
     Batches are changed where Lightning hands them over: behind ``on_after_batch_transfer`` of the data module, where it has
@@ -33,11 +34,15 @@ class AugmentBatches(Callback):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning_cnnopt.augmentation import HorizontalFlip, PaddedCrop
-        >>> trainer = Trainer(callbacks=[AugmentBatches([HorizontalFlip(), PaddedCrop(4)])], logger=False, enable_checkpointing=False)
+        >>> callback = AugmentBatches([HorizontalFlip(), PaddedCrop(4)])
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
     def __init__(
-        self, transforms: Transform | Sequence[Transform] = (), mixing: Mixing | None = None, num_classes: int | None = None
+        self,
+        transforms: Transform | Sequence[Transform] = (),
+        mixing: Mixing | None = None,
+        num_classes: int | None = None,
     ) -> None:
         self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
         self.mixing = mixing
@@ -53,7 +58,9 @@ class AugmentBatches(Callback):
         for source in (datamodule, pl_module, getattr(pl_module, "hparams", None)):
             num_classes = num_classes if num_classes is not None else getattr(source, "num_classes", None)
         if self.mixing is not None and num_classes is None:
-            raise ConfigurationError(f"AugmentBatches: {self.mixing!r} needs num_classes=, which neither the data nor the module has.")
+            raise ConfigurationError(
+                f"AugmentBatches: {self.mixing!r} needs num_classes=, which neither the data nor the module has."
+            )
         self._augmentation = Augmentation(self.transforms, self.mixing, num_classes)
         owner: LightningModule | LightningDataModule = pl_module
         if datamodule is not None and is_overridden("on_after_batch_transfer", datamodule):
@@ -81,11 +88,6 @@ class AugmentBatches(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
-
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(transforms=repr(self.transforms), mixing=repr(self.mixing))
 
     def _wrap(self, trainer: Trainer, owner: Any, augmentation: Augmentation) -> None:
         hook: Callable[[Any, int], Any] = owner.on_after_batch_transfer

@@ -31,7 +31,9 @@ class Augmentation:
         (torch.float32, torch.Size([2, 10]))
     """
 
-    def __init__(self, transforms: Sequence[Transform] = (), mixing: Mixing | None = None, num_classes: int | None = None) -> None:
+    def __init__(
+        self, transforms: Sequence[Transform] = (), mixing: Mixing | None = None, num_classes: int | None = None
+    ) -> None:
         self.transforms = list(transforms)
         self.mixing = mixing
         self.num_classes = num_classes

@@ -105,7 +105,9 @@ class PaddedCrop(Transform):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the shifted images."""
         if self.mode == "reflect" and self.padding >= min(images.shape[-2:]):
-            raise ConfigurationError(f"PaddedCrop: padding={self.padding} reflects more than an image of {tuple(images.shape[-2:])} has.")
+            raise ConfigurationError(
+                f"PaddedCrop: padding={self.padding} reflects more than an image of {tuple(images.shape[-2:])} has."
+            )
         down, right = torch.randint(-self.padding, self.padding + 1, (2, len(images)), generator=generator)
         return functional.shift(images, down, right, self.mode)
 
@@ -123,8 +125,8 @@ class Translation(Transform):
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the shifted images."""
-        moves = [
+        down, right = (
             torch.randint(-most, most + 1, (len(images),), generator=generator)
             for most in (round(self.fraction * side) for side in images.shape[-2:])
-        ]
-        return functional.shift(images, *moves)
+        )
+        return functional.shift(images, down, right)

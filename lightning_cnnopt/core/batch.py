@@ -49,11 +49,11 @@ def write_batch(batch: Any, images: Tensor, targets: Tensor) -> Any:
         [tensor([0.]), tensor([1.]), 'path']
     """
     if isinstance(batch, Mapping):
-        changed = {_key(batch, IMAGE_KEYS): images, _key(batch, TARGET_KEYS): targets}
-        return {**batch, **changed}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return {**batch, _key(batch, IMAGE_KEYS): images, _key(batch, TARGET_KEYS): targets}
+    if hasattr(batch, "_replace"):  # a named tuple
         return type(batch)(images, targets, *batch[2:])
-    return type(batch)([images, targets, *batch[2:]])
+    changed = [images, targets, *batch[2:]]
+    return tuple(changed) if isinstance(batch, tuple) else changed
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def refuse_unstored(owner: str, arguments: dict[str, Any]) -> None:
     if missing:
         listed = ", ".join(f"{name}= (a ready-made {kind})" for name, kind in missing.items())
         raise CheckpointError(
-            f"The checkpoint does not hold {listed} of {owner}; pass it to load_from_checkpoint. A class, a functools.partial or "
+            f"The checkpoint does not hold {listed} of {owner}; pass it to load_from_checkpoint. A class, a "
+            "functools.partial or "
             "{class_path, init_args} in its place would have been stored."
         )
 
@@ -75,7 +76,8 @@ def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None
     signature = checkpoint.get(_KEY, {})
     if signature.get("format", FORMAT) > FORMAT:
         raise CheckpointError(
-            f"The checkpoint was written by lightning-cnnopt {signature.get('version')} in format {signature['format']}; this is "
+            f"The checkpoint was written by lightning-cnnopt {signature.get('version')} in format "
+            f"{signature['format']}; this is "
             f"{__version__}, which reads format {FORMAT}. Upgrade to load it."
         )
     if not module.strict_loading:
@@ -94,7 +96,8 @@ def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None
         told.append(f"{len(extra)} have no place here, such as {extra[0]!r}")
     raise CheckpointError(
         f"The checkpoint is one of {signature.get('class_path', 'a module that is not of this package')} and does not fit this "
-        f"{_class_path(module)}: {'; '.join(told)}. Use the config it was trained with, or load_from_checkpoint, which rebuilds the network."
+        f"{_class_path(module)}: {'; '.join(told)}. Use the config it was trained with, or load_from_checkpoint, "
+        "which rebuilds the network."
     )
 
 
@@ -108,7 +111,8 @@ def check_data_fits(module: Any, data: Any) -> None:
         theirs, ours = getattr(data, name, None), getattr(module, name)
         if theirs is not None and theirs != ours:
             raise ConfigurationError(
-                f"{type(data).__name__} has {name}={theirs} and {type(module).__name__} was built with {name}={ours}. In Python, pass "
+                f"{type(data).__name__} has {name}={theirs} and {type(module).__name__} was built with "
+                f"{name}={ours}. In Python, pass "
                 "**data.model_args(); the command line does so by itself."
             )
 
@@ -135,7 +139,8 @@ def check_network_fits(module: Any) -> None:
             child.training = mode
     if tuple(logits.shape) != (2, module.num_classes):
         raise ConfigurationError(
-            f"{_network(module)} gives outputs of shape {tuple(logits.shape)} for 2 images; expected (2, {module.num_classes}), one logit "
+            f"{_network(module)} gives outputs of shape {tuple(logits.shape)} for 2 images; expected (2, "
+            f"{module.num_classes}), one logit "
             "per class."
         )
 
@@ -158,8 +163,6 @@ def _class_path(module: LightningModule) -> str:
         return import_path(type(module))
     except ConfigurationError:
         return type(module).__qualname__
-
-
 
 
 def read_model_config(path: str, without: set[str]) -> dict[str, Any] | None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback, is_logged
 from lightning_cnnopt.core.errors import DivergenceError
 
 
-class StopOnDivergence(Callback):
+class StopOnDivergence(TechniqueCallback):
     """Stops training when the loss becomes NaN or infinite, and keeps such weights out of every checkpoint.
 
     The first bad step is kept on the device and read every ``log_every_n_steps`` steps, before each validation and before
@@ -42,13 +43,15 @@ class StopOnDivergence(Callback):
         self._recent.append((trainer.global_step, trainer.current_epoch, rate))
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor) and self._first_bad is not None:
             bad = ~torch.isfinite(loss.detach()).all()
             here = len(self._recent) - 1
             self._first_bad = torch.where(bad & (self._first_bad < 0), here, self._first_bad)
-        if len(self._recent) >= max(1, trainer.log_every_n_steps):
+        if is_logged(trainer, batch_idx):
             self._look(trainer)
 
     @override
@@ -61,10 +64,13 @@ class StopOnDivergence(Callback):
         if not trainer.training and not trainer.validating and not trainer.sanity_checking:
             return
         self._look(trainer)
-        bad = [name for name, value in pl_module.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+        bad = [
+            name for name, value in pl_module.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
+        ]
         if bad:
             raise DivergenceError(
-                f"After optimizer step {trainer.global_step} (epoch {trainer.current_epoch}) {bad[0]!r} and {len(bad) - 1} more "
+                f"After optimizer step {trainer.global_step} (epoch {trainer.current_epoch}) {bad[0]!r} and "
+                f"{len(bad) - 1} more "
                 f"tensors hold NaN or infinite values; this state was not saved.{_remedy(trainer)}"
             )
 

@@ -84,7 +84,7 @@ def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -
         >>> check_choice("MixUp", "per", "sampel", ["sample", "batch"])
         Traceback (most recent call last):
         ...
-        lightning_cnnopt.core.errors.ConfigurationError: MixUp: per='sampel' is unknown; expected one of 'sample', 'batch'. Did you mean 'sample'?
+        lightning_cnnopt.core.errors.ConfigurationError: MixUp: per='sampel' is unknown; expected one of ...
     """
     choices = list(choices)
     if value in choices:
@@ -103,7 +103,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
         " Did you mean 'KaimingNormal'?"
     """
     by_lower = {candidate.lower(): candidate for candidate in candidates}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.7)]
     if near and near[0].lower() == name.lower():
         near = near[:1]
     if not near:

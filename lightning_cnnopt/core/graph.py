@@ -13,10 +13,11 @@ import numpy as np
 import torch
 import torch.fx
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.parameters import NORMALIZATION_LAYERS
+from lightning_cnnopt.core.surgery import inserted
 
 WEIGHTED_LAYERS: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
 """Layers with fans: what initializers draw."""
@@ -48,7 +49,8 @@ def is_activation(module: nn.Module) -> bool:
         >>> is_activation(nn.GELU()), is_activation(nn.Dropout())
         (True, False)
     """
-    if isinstance(module, _ACTIVATION_MODULES) or hasattr(module, "gain"):
+    states_gain = hasattr(module, "gain") and next(module.parameters(), None) is None  # timm's scaled convolutions do, too
+    if isinstance(module, _ACTIVATION_MODULES) or states_gain:
         return True
     names = {cls.__name__.lower() for cls in _ACTIVATION_MODULES} | {"swish", "gelutanh", "quickgelu"}
     return type(module).__module__.startswith("timm.layers.activations") and (
@@ -132,8 +134,14 @@ class NetworkGraph:
         self._modules = dict(network.named_modules())
         self._parts: list[tuple[str, torch.fx.Graph]] = []
         self._trace(network, "")
+        traced = {_join(prefix, str(node.target)) for prefix, graph in self._parts for node in graph.nodes}
+        for name, module in self._modules.items():
+            for child in inserted(module) if name in traced else ():
+                self._trace(module.get_submodule(child), _join(name, child))
         if not self._parts:
-            raise ConfigurationError(f"{type(network).__name__} can't be traced by torch.fx, so what follows its layers is unknown.")
+            raise ConfigurationError(
+                f"{type(network).__name__} can't be traced by torch.fx, so what follows its layers is unknown."
+            )
 
     def activation_after(self, path: str) -> nn.Module | None:
         """Return the activation that the output of the module at ``path`` goes through, or ``None``.
@@ -181,7 +189,7 @@ class NetworkGraph:
                     ([n for n in sorted(nodes, key=order.__getitem__) if n.op == "call_module"], side) for nodes, side in own
                 ]
                 inside, end = max(paths, key=lambda item: len(item[0]))
-                last = _last_module(end, set(inside), calls)
+                last = _last_module(end, node, set(inside), calls)
                 if inside and last is not None:
                     branches.append(Branch(_join(prefix, last), tuple(_join(prefix, str(n.target)) for n in inside)))
         return branches
@@ -228,7 +236,7 @@ class NetworkGraph:
                 module = self._modules[_join(prefix, str(node.target))]
                 if is_activation(module):
                     return module
-                inner = next((m for m in module.modules() if m is not module and is_activation(m)), None)
+                inner = next((child for child in module.children() if is_activation(child)), None)
                 if isinstance(module, NORMALIZATION_LAYERS) and inner is not None:
                     return inner
                 if isinstance(module, WEIGHTED_LAYERS):
@@ -255,10 +263,14 @@ def _ancestors(node: torch.fx.Node) -> set[torch.fx.Node]:
     return found
 
 
-def _last_module(node: torch.fx.Node, inside: set[torch.fx.Node], calls: Counter[Any]) -> str | None:
+def _last_module(node: torch.fx.Node, addition: torch.fx.Node, inside: set[torch.fx.Node], calls: Counter[Any]) -> str | None:
+    around = {path for path, _ in addition.meta["nn_module_stack"].values()}
     while True:
         if node.op == "call_module":
             return str(node.target) if node in inside and calls[node.target] == 1 else None
+        for call, (path, _) in node.meta["nn_module_stack"].items():
+            if path not in around:  # the value leaves this module, so it is what the module returns
+                return None if "@" in call else path
         if len(node.all_input_nodes) != 1:
             return None
         node = node.all_input_nodes[0]
@@ -278,5 +290,3 @@ def _as_module(node: torch.fx.Node) -> nn.Module:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-

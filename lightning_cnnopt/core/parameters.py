@@ -44,7 +44,9 @@ def named_weights(network: nn.Module, include: Iterable[str] | None = None) -> I
         names = [name for name, _ in network.named_parameters()]
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
-                raise ConfigurationError(f"parameters={pattern!r} matches none of {len(names)} parameters, such as {names[:3]}.")
+                raise ConfigurationError(
+                    f"parameters={pattern!r} matches none of {len(names)} parameters, such as {names[:3]}."
+                )
         for name, parameter in network.named_parameters():
             if parameter.requires_grad and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                 yield name, parameter

@@ -6,9 +6,11 @@ import hashlib
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
+
+from lightning_cnnopt.core.callback import TechniqueCallback
 
 
 class Stream:
@@ -75,7 +77,7 @@ class Stream:
             self._generator = generator
 
 
-class ResumeRandomState(Callback):
+class ResumeRandomState(TechniqueCallback):
     """Puts torch's own generators into the checkpoint, of the CPU and of every CUDA device, of every rank.
 
     ``nn.Dropout`` and plain data loaders draw from them and Lightning does not save them, so without this a resumed run

@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_cnnopt.core.callback import callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.spec import Configurable
 
@@ -65,7 +66,10 @@ class TrainingLength:
             steps = math.inf
         seconds = _time_limit(trainer)
         if math.isinf(steps) and seconds is None:
-            raise ConfigurationError("Training has no known end (max_epochs=-1, or data without a length), so no schedule fits it: set max_steps or max_time.")
+            raise ConfigurationError(
+                "Training has no known end (max_epochs=-1, or data without a length), so no schedule fits it: "
+                "set max_steps or max_time."
+            )
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         return cls(steps, per_epoch, seconds)
 
@@ -98,14 +102,20 @@ def fraction_of(duration: DurationLike, length: TrainingLength | None = None, na
         raise ConfigurationError(f"{name}={duration!r} needs the length of training: bind the schedule, or give a fraction.")
     if unit == "seconds":
         if length.seconds is None:
-            raise ConfigurationError(f"{name}={duration!r} is a time, and training has no limit of time: set the Trainer's max_time.")
+            raise ConfigurationError(
+                f"{name}={duration!r} is a time, and training has no limit of time: set the Trainer's max_time."
+            )
         return min(1.0, amount / length.seconds)
     if math.isinf(length.steps):
-        raise ConfigurationError(f"{name}={duration!r} counts steps, and only time ends this training: give a time or a fraction.")
+        raise ConfigurationError(
+            f"{name}={duration!r} counts steps, and only time ends this training: give a time or a fraction."
+        )
     return min(1.0, amount * (length.steps_per_epoch if unit == "epochs" else 1) / length.steps)
 
 
-def parse_duration(duration: DurationLike, name: str = "duration") -> tuple[float, Literal["fraction", "epochs", "steps", "seconds"]]:
+def parse_duration(
+    duration: DurationLike, name: str = "duration"
+) -> tuple[float, Literal["fraction", "epochs", "steps", "seconds"]]:
     """Return the amount and the unit of a duration.
 
     Raises:
@@ -124,7 +134,9 @@ def parse_duration(duration: DurationLike, name: str = "duration") -> tuple[floa
         )
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ep|st|s|min|h)\s*", str(duration))
     if not match:
-        raise ConfigurationError(f"{name}={duration!r} is no duration; expected a fraction (0.3), '5ep', '500st', '90s', '10min' or '2h'.")
+        raise ConfigurationError(
+            f"{name}={duration!r} is no duration; expected a fraction (0.3), '5ep', '500st', '90s', '10min' or '2h'."
+        )
     amount, unit = float(match[1]), match[2]
     if unit == "ep":
         return amount, "epochs"
@@ -204,7 +216,7 @@ def multiply_rates(trainer: Trainer, name: str) -> list[FactorLR]:
     """
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         raise ConfigurationError(f"{name} needs a length of training: max_epochs and max_steps must not be 0.")
-    schedulers = []
+    schedulers: list[FactorLR] = []
     for index, optimizer in enumerate(trainer.optimizers):
         existing = [config.scheduler for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is optimizer]
         if any(not isinstance(scheduler, FactorLR) for scheduler in existing):
@@ -213,7 +225,7 @@ def multiply_rates(trainer: Trainer, name: str) -> list[FactorLR]:
                 f"return only the optimizer there, or take {name} away."
             )
         if existing:
-            scheduler = existing[0]
+            scheduler = cast(FactorLR, existing[0])
         else:
             scheduler = FactorLR(optimizer)
             label = "lr" if len(trainer.optimizers) == 1 else f"lr-{index}"
@@ -239,7 +251,7 @@ def _one(step: int) -> float:
 
 
 def _timers(trainer: Trainer) -> list[Timer]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, Timer)]
 
 
 def _time_limit(trainer: Trainer) -> float | None:

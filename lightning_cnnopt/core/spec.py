@@ -24,8 +24,9 @@ T = TypeVar("T")
 # A checkpoint may come from a stranger. Names are imported only from packages that this one depends on anyway; anything
 # else has to be imported already, by the user's own code (the rule of Lightning 2.6.6 for its own class paths).
 _IMPORTABLE = ("lightning_cnnopt.", "torch.nn.", "torch.optim.", "torchvision.", "torchmetrics.", "timm.")
-# Functions run code of their own choosing, so only those whose whole job is to build a network are accepted by name.
-_FACTORY_FUNCTIONS = ("torchvision.models.", "timm.models.", "timm.create_model")
+# Functions run code of their own choosing, so only those whose whole job is to build a network are accepted by name: these,
+# and what torchvision and timm register as a model. A module of theirs holds others, such as load_state_dict_from_url.
+_FACTORY_FUNCTIONS = ("torchvision.models.get_model", "timm.create_model")
 
 
 class Configurable:
@@ -169,7 +170,7 @@ def factory_of(value: Any, base: type = object) -> Callable[..., Any]:
         target, keywords = _unwrap_partial(value)
         return functools.partial(target, **keywords)
     if callable(value):
-        return value  # type: ignore[no-any-return]
+        return value
     raise ConfigurationError(
         f"{value!r} names nothing to build; expected a class, a functools.partial of one, or {{class_path, init_args}}."
     )
@@ -245,7 +246,7 @@ def _resolve(path: str, base: type) -> Any:
                 raise ConfigurationError(f"{path!r} is a {target.__name__}; expected a subclass of {base.__name__}.")
             return target
         if callable(target):
-            if candidate.startswith(_FACTORY_FUNCTIONS) or module_name == "__main__":
+            if candidate in _FACTORY_FUNCTIONS or _builds_network(target) or target.__module__ == module_name == "__main__":
                 return target
             raise ConfigurationError(
                 f"{path!r} is a function; by name only classes and the builders of torchvision.models and timm are "
@@ -254,10 +255,21 @@ def _resolve(path: str, base: type) -> Any:
     raise ConfigurationError(f"There is no class {path!r} that is imported.{_near(path, base)}")
 
 
+def _builds_network(target: Callable[..., Any]) -> bool:
+    torchvision_models, timm = sys.modules.get("torchvision.models"), sys.modules.get("timm")
+    if torchvision_models is not None:
+        get_builder = torchvision_models.get_model_builder
+        if any(get_builder(name) is target for name in torchvision_models.list_models()):
+            return True
+    name = getattr(target, "__name__", "")
+    return timm is not None and timm.is_model(name) and timm.model_entrypoint(name) is target
+
+
 def _near(path: str, base: type) -> str:
-    pending, names = [base] if base is not object else [Configurable], set()
+    pending: list[type] = [base] if base is not object else [Configurable]
+    names: set[str] = set()
     while pending:
-        found = pending.pop().__subclasses__()
+        found: list[type] = pending.pop().__subclasses__()
         names.update(cls.__name__ for cls in found if not cls.__name__.startswith("_"))
         pending.extend(found)
     hint = did_you_mean(path.rpartition(".")[2], names)

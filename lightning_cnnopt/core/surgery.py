@@ -132,6 +132,11 @@ def insert_after(network: nn.Module, path: str, name: str, layer: nn.Module) -> 
         module.register_forward_hook(_RunChild(name))
 
 
+def inserted(module: nn.Module) -> list[str]:
+    """Return the names of the children that :func:`insert_after` gave to ``module``."""
+    return [hook.name for hook in module._forward_hooks.values() if isinstance(hook, _RunChild)]
+
+
 class _RunChild:
     """A forward hook that runs a child on the output. A class, so that networks with it pickle."""
 

@@ -73,7 +73,7 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: int = 512,
         augmentation: Sequence[Transform] = (),
         mixing: Mixing | None = None,
-        val_size: float | int = 0.1,
+        val_size: int | float = 0.1,
         split_seed: int = 0,
         normalize: bool | None = None,
         drop_last: bool = False,
@@ -274,7 +274,8 @@ class ImageDataModule(LightningDataModule):
             low, high = int(data.targets.min()), int(data.targets.max())
             if low < 0 or high >= self.num_classes:
                 raise DataError(
-                    f"{name}: labels of the {split} split run from {low} to {high}; with {self.num_classes} classes they have to be "
+                    f"{name}: labels of the {split} split run from {low} to {high}; with {self.num_classes} "
+                    "classes they have to be "
                     f"from 0 to {self.num_classes - 1}."
                 )
         return data
@@ -312,14 +313,16 @@ def as_images(value: Any, owner: str) -> Tensor:
     if images.ndim != 4:
         raise DataError(f"{owner}: images have to be (N, H, W) or (N, C, H, W); got shape {tuple(images.shape)}.")
     if images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
-        raise DataError(f"{owner}: images of shape {tuple(images.shape)} look channels-last; pass images.transpose(0, 3, 1, 2).")
+        raise DataError(
+            f"{owner}: images of shape {tuple(images.shape)} look channels-last; pass images.transpose(0, 3, 1, 2)."
+        )
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
         raise DataError(f"{owner}: images have to be uint8, or floats in [0, 1]; got {images.dtype}.")
     low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
     if not (low >= 0 and high <= 1):
-        raise DataError(f"{owner}: float images have to be in [0, 1]; these run from {low:g} to {high:g}. Scale them, or pass uint8.")
+        raise DataError(
+            f"{owner}: float images have to be in [0, 1]; these run from {low:g} to {high:g}. Scale them, or pass uint8."
+        )
     return images.float()
-
-

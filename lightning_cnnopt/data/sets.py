@@ -88,7 +88,7 @@ class FashionMNIST(ImageDataModule):
         eval_batch_size: int = 512,
         augmentation: Sequence[Transform] = (),
         mixing: Mixing | None = None,
-        val_size: float | int = 5000,
+        val_size: int | float = 5000,
         split_seed: int = 0,
         normalize: bool | None = None,
         drop_last: bool = False,
@@ -157,13 +157,18 @@ class TensorData(ImageDataModule):
         eval_batch_size: int = 512,
         augmentation: Sequence[Transform] = (),
         mixing: Mixing | None = None,
-        val_size: float | int = 0.1,
+        val_size: int | float = 0.1,
         split_seed: int = 0,
         normalize: bool | None = None,
         drop_last: bool = False,
     ) -> None:
         check_choice("TensorData", "task", task, ("multiclass", "binary", "multilabel"))
-        arrays = {"train_images": train_images, "train_targets": train_targets, "test_images": test_images, "test_targets": test_targets}
+        arrays = {
+            "train_images": train_images,
+            "train_targets": train_targets,
+            "test_images": test_images,
+            "test_targets": test_targets,
+        }
         if path is not None:
             if any(array is not None for array in arrays.values()):
                 raise ConfigurationError("TensorData: give path or arrays, not both.")
@@ -224,7 +229,9 @@ def _read(path: Path, reader: Any) -> Tensor:
     try:
         return reader(str(path))
     except (ValueError, AssertionError, RuntimeError, EOFError, IndexError) as error:
-        raise DataError(f"{path} is damaged or truncated ({path.stat().st_size} bytes). Delete it and fetch it again.") from error
+        raise DataError(
+            f"{path} is damaged or truncated ({path.stat().st_size} bytes). Delete it and fetch it again."
+        ) from error
 
 
 def _load_npz(path: str, names: list[str]) -> dict[str, Any]:
@@ -232,7 +239,7 @@ def _load_npz(path: str, names: list[str]) -> dict[str, Any]:
         raise DataError(f"{path} is missing.")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] if name in archive else None for name in names}
+            return {name: archive.get(name) for name in names}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is damaged, or no .npz file of plain arrays: {error}") from error
 
@@ -241,9 +248,14 @@ def _as_targets(value: Any, task: Task, owner: str) -> Tensor:
     targets = torch.as_tensor(value)
     if task == "multiclass":
         if targets.ndim != 1 or targets.is_floating_point():
-            raise DataError(f"{owner}: targets of single labels have to be (N,) integers; got {tuple(targets.shape)} of {targets.dtype}.")
+            raise DataError(
+                f"{owner}: targets of single labels have to be (N,) integers; got {tuple(targets.shape)} of {targets.dtype}."
+            )
         return targets.long()
     expected = 1 if task == "binary" else 2
     if targets.ndim != expected or not torch.isin(targets, torch.tensor([0, 1], dtype=targets.dtype)).all():
-        raise DataError(f"{owner}: targets of a {task} task have to be zeros and ones of {expected} dimension(s); got {tuple(targets.shape)}.")
+        raise DataError(
+            f"{owner}: targets of a {task} task have to be zeros and ones of {expected} dimension(s); got "
+            f"{tuple(targets.shape)}."
+        )
     return targets.float()

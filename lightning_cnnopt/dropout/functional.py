@@ -44,6 +44,7 @@ def add_stochastic_depth(network: nn.Module, p: float) -> int:
     modules = dict(network.named_modules())
     for branch, rate in zip(branches, drop_rates(p, len(branches)), strict=True):
         end = modules[branch.end]
+        end = end._modules.get("stochastic_depth") or end
         if isinstance(end, torchvision.ops.StochasticDepth):
             end.p, end.mode = rate, "row"
         elif type(end).__name__ == "DropPath" and hasattr(end, "drop_prob"):

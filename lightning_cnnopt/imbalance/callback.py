@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice
 from lightning_cnnopt.imbalance.functional import Scheme, class_weights, positive_weights
 
 
-class ClassWeights(Callback):
+class ClassWeights(TechniqueCallback):
     """Weighs the classes in the training loss by their frequencies; evaluation keeps the plain loss.
 
     The criterion is a child of the LightningModule with an argument ``weight`` (``CrossEntropyLoss``, ``NLLLoss``) or
@@ -46,7 +48,7 @@ class ClassWeights(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._criterion, self._name = _weighted_criterion(pl_module)
         counts, total = self.counts, self.total
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
         if counts is None and hasattr(datamodule, "class_counts"):
             counts, total = datamodule.class_counts(), datamodule.num_train_samples
         if counts is None:
@@ -90,11 +92,14 @@ def _weighted_criterion(module: nn.Module) -> tuple[nn.Module, str]:
             found += [(child, name) for name in ("pos_weight", "weight") if name in child._buffers][:1]
     if not found:
         raise ConfigurationError(
-            f"ClassWeights: {type(module).__name__} has no criterion that takes weights, such as nn.CrossEntropyLoss() as a child; a "
+            f"ClassWeights: {type(module).__name__} has no criterion that takes weights, such as "
+            "nn.CrossEntropyLoss() as a child; a "
             "functional loss has to be given its weights where it is called."
         )
     if len(found) > 1:
-        raise ConfigurationError(f"ClassWeights: {type(module).__name__} has {len(found)} criteria that take weights; one is expected.")
+        raise ConfigurationError(
+            f"ClassWeights: {type(module).__name__} has {len(found)} criteria that take weights; one is expected."
+        )
     criterion, name = found[0]
     if criterion._buffers[name] is not None:
         raise ConfigurationError(f"ClassWeights: {criterion!r} has a {name} already; take one of the two away.")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.randomness import Stream
 from lightning_cnnopt.initialization.initializers import Initializer
 
 
-class InitializeWeights(Callback):
+class InitializeWeights(TechniqueCallback):
     """Draws the weights of any LightningModule anew before its first fit; never on resume, nor when it is fitted again.
 
     On an :class:`~lightning_cnnopt.ImageClassifier`, set its argument ``initializer`` instead.
@@ -46,7 +47,8 @@ class InitializeWeights(Callback):
             return
         if getattr(pl_module, "initializer", None) is not None:
             raise ConfigurationError(
-                f"{type(pl_module).__name__} has initializer={pl_module.initializer!r} and the callback InitializeWeights draws "
+                f"{type(pl_module).__name__} has initializer={pl_module.initializer!r} and the callback "
+                "InitializeWeights draws "
                 "the same weights; keep one."
             )
         network = pl_module if self.submodule is None else pl_module.get_submodule(self.submodule)

@@ -140,7 +140,7 @@ def lsuv_(network: nn.Module, sample: Tensor, tolerance: float = 0.01, iteration
             module.training = mode
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: ends a forward pass early
+class _Reached(Exception):
     pass
 
 

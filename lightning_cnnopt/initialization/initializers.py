@@ -33,9 +33,7 @@ class Initializer(Configurable, ABC):
     """Whether :meth:`__call__` needs a batch of normalized inputs."""
 
     @torch.no_grad()
-    def __call__(
-        self, network: nn.Module, sample: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> list[str]:
+    def __call__(self, network: nn.Module, sample: Tensor | None = None, generator: torch.Generator | None = None) -> list[str]:
         """Initialize ``network``.
 
         Args:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback
 from lightning_cnnopt.core.schedule import FactorLR, Schedule, TrainingLength, multiply_rates, progress_of
 
 
-class ScheduleLearningRate(Callback):
+class ScheduleLearningRate(TechniqueCallback):
     """Applies a schedule to the learning rate of any LightningModule, every optimizer step.
 
     Every group of every optimizer is multiplied, so the ratios between groups stay. Lightning steps the scheduler, saves
@@ -47,7 +48,9 @@ class ScheduleLearningRate(Callback):
         manual = not pl_module.automatic_optimization
         if manual:
             length = TrainingLength(
-                length.steps * trainer.accumulate_grad_batches, length.steps_per_epoch * trainer.accumulate_grad_batches, length.seconds
+                length.steps * trainer.accumulate_grad_batches,
+                length.steps_per_epoch * trainer.accumulate_grad_batches,
+                length.seconds,
             )
         bound = self._bound = self.schedule.bind(length)
         for scheduler in self._schedulers:
@@ -55,7 +58,9 @@ class ScheduleLearningRate(Callback):
             scheduler.refresh()
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not pl_module.automatic_optimization:
             for scheduler in self._schedulers:
                 scheduler.step()

@@ -47,7 +47,7 @@ def rest(progress: float, duration: float) -> float:
     """Return the progress of what follows a part of length ``duration``, from 0 at its end to 1.
 
     Example:
-        >>> rest(0.55, 0.1)
+        >>> round(rest(0.55, 0.1), 6)
         0.5
     """
     return 0.0 if progress <= duration or duration >= 1 else (progress - duration) / (1 - duration)

@@ -97,7 +97,7 @@ class Warmup(Schedule):
 
     Example:
         >>> schedule = Warmup(Cosine(), duration=0.1, start=0.0)
-        >>> [schedule.factor(p) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
+        >>> [round(schedule.factor(p), 6) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
 
@@ -115,7 +115,9 @@ class Warmup(Schedule):
         bound = super().bind(length)
         assert isinstance(bound, Warmup)
         if float(bound.duration) >= 1:
-            raise ConfigurationError(f"Warmup: duration={self.duration!r} takes all of the training; nothing is left for {self.schedule!r}.")
+            raise ConfigurationError(
+                f"Warmup: duration={self.duration!r} takes all of the training; nothing is left for {self.schedule!r}."
+            )
         inner = self.schedule.bind(length.after(float(bound.duration)))
         inner.load_state_dict(self.schedule.state_dict())
         bound.schedule = inner
@@ -202,7 +204,9 @@ class Plateau(Schedule):
             ConfigurationError: If the monitored metric is not there.
         """
         if self.monitor not in metrics:
-            raise ConfigurationError(f"Plateau: monitor={self.monitor!r} was not logged in validation; there are {sorted(metrics)}.")
+            raise ConfigurationError(
+                f"Plateau: monitor={self.monitor!r} was not logged in validation; there are {sorted(metrics)}."
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self._scheduler.step(metrics[self.monitor])
@@ -228,5 +232,7 @@ def _bound(schedule: Schedule, name: str) -> float:
     value = getattr(schedule, name)
     amount, unit = parse_duration(value, f"{type(schedule).__name__}: {name}")
     if unit != "fraction":
-        raise ConfigurationError(f"{schedule!r}: {name}={value!r} needs the length of training; call bind(TrainingLength(…)) first.")
+        raise ConfigurationError(
+            f"{schedule!r}: {name}={value!r} needs the length of training; call bind(TrainingLength(…)) first."
+        )
     return amount

@@ -33,7 +33,9 @@ class SwapNormalization(Edit):
         factory_of(normalization, nn.Module)
         for name in replaces:
             if not hasattr(nn, name):
-                raise ConfigurationError(f"SwapNormalization: replaces={name!r} is no class of torch.nn.{did_you_mean(name, vars(nn))}")
+                raise ConfigurationError(
+                    f"SwapNormalization: replaces={name!r} is no class of torch.nn.{did_you_mean(name, vars(nn))}"
+                )
         self.normalization = normalization
         self.replaces = list(replaces)
 

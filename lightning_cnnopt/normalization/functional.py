@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from lightning_cnnopt.core.graph import is_activation
 from lightning_cnnopt.core.surgery import insert_after, replace_modules
@@ -44,7 +44,9 @@ def ghost_batch_norm(
     """
     count, channels = images.shape[:2]
     parts = max(1, round(count / ghost_size))
-    mean, var = torch.zeros(channels, device=images.device), torch.zeros(channels, device=images.device)
+    # what batch_norm accepts: statistics in the dtype of scale and shift
+    dtype = torch.promote_types(images.dtype, torch.float32) if weight is None else weight.dtype
+    mean, var = (torch.zeros(channels, device=images.device, dtype=dtype) for _ in range(2))
     outputs = []
     for part in images.tensor_split(parts):
         share = len(part) / count
@@ -56,7 +58,9 @@ def ghost_batch_norm(
 
 
 def swap_normalization(
-    network: nn.Module, normalization: Callable[[int], nn.Module], replaces: tuple[type[nn.Module], ...] = (nn.BatchNorm2d,)
+    network: nn.Module,
+    normalization: Callable[[int], nn.Module],
+    replaces: tuple[type[nn.Module], ...] = (nn.BatchNorm2d,),
 ) -> int:
     """Replace normalization layers of a network, in place.
 
@@ -113,4 +117,3 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
             setattr(new, name, value)
     if isinstance(old, nn.modules.batchnorm._NormBase) and isinstance(new, nn.modules.batchnorm._NormBase):
         new.momentum, new.eps = old.momentum, old.eps
-

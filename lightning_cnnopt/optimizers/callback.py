@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.schedule import DurationLike, TrainingLength, fraction_of, parse_duration, progress_of
 from lightning_cnnopt.optimizers.functional import ema_decay, ema_update_
 
 
-class EMA(Callback):
+class EMA(TechniqueCallback):
     """Keeps an exponential moving average of all weights and buffers, and evaluates with it.
 
     Validation, test and the checkpoint's ``state_dict`` hold the averaged weights, so whoever loads the checkpoint gets
@@ -41,7 +42,11 @@ class EMA(Callback):
     """
 
     def __init__(
-        self, decay: float | None = None, half_life: DurationLike | None = None, warmup: bool = True, start: DurationLike = 0.0
+        self,
+        decay: float | None = None,
+        half_life: DurationLike | None = None,
+        warmup: bool = True,
+        start: DurationLike = 0.0,
     ) -> None:
         if decay is not None and half_life is not None:
             raise ConfigurationError(f"EMA: decay={decay} and half_life={half_life!r} say the same thing; give one.")
@@ -63,14 +68,15 @@ class EMA(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        others = [type(c).__name__ for c in trainer.callbacks if c is not self and isinstance(c, (EMA, WeightAveraging))]
+        others = [type(c).__name__ for c in callbacks_of(trainer) if c is not self and isinstance(c, (EMA, WeightAveraging))]
         if others:
             raise ConfigurationError(f"EMA and {others[0]} both replace the weights for evaluation; keep one.")
         if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
             raise ConfigurationError(f"EMA needs whole weights on each device; {type(trainer.strategy).__name__} shards them.")
-        if any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in trainer.callbacks):
+        if any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in callbacks_of(trainer)):
             raise ConfigurationError(
-                "ModelCheckpoint(save_weights_only=True) asks no callback, so it would save the raw weights and not the average. Leave "
+                "ModelCheckpoint(save_weights_only=True) asks no callback, so it would save the raw weights and "
+                "not the average. Leave "
                 "save_weights_only off with EMA."
             )
 
@@ -99,7 +105,9 @@ class EMA(Callback):
             self._decay = 0.5 ** (1 / steps)
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self._last_step:
             return  # gradients are still accumulating
         self._last_step = trainer.global_step
@@ -137,7 +145,9 @@ class EMA(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self._average:
             return
-        raw = self._raw if self._raw is not None else {name: value.detach().clone() for name, value in _state(pl_module).items()}
+        raw = (
+            self._raw if self._raw is not None else {name: value.detach().clone() for name, value in _state(pl_module).items()}
+        )
         state = checkpoint["callbacks"].setdefault(self.state_key, self.state_dict())
         state["raw"] = raw
         saved = checkpoint["state_dict"]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
-from lightning_cnnopt.core.schedule import DurationLike, FactorLR, TrainingLength, fraction_of, multiply_rates, parse_duration, progress_of
+from lightning_cnnopt.core.schedule import (
+    DurationLike,
+    FactorLR,
+    TrainingLength,
+    fraction_of,
+    multiply_rates,
+    parse_duration,
+    progress_of,
+)
 from lightning_cnnopt.parallel.functional import Rule, ramp, rate_scale
 
 
-class ScaleRateWithBatchSize(Callback):
+class ScaleRateWithBatchSize(TechniqueCallback):
     """Multiplies the learning rate by what the global batch is to the batch at which the rate was tuned.
 
     The global batch is batch size × processes × accumulation. The factor joins that of a schedule, so the two combine in
@@ -36,7 +45,11 @@ class ScaleRateWithBatchSize(Callback):
     """
 
     def __init__(
-        self, base_batch_size: int = 256, rule: Rule = "linear", warmup: DurationLike = 0.0, batch_size: int | None = None
+        self,
+        base_batch_size: int = 256,
+        rule: Rule = "linear",
+        warmup: DurationLike = 0.0,
+        batch_size: int | None = None,
     ) -> None:
         name = type(self).__name__
         check_range(name, "base_batch_size", base_batch_size, 1)

@@ -4,4 +4,15 @@ from lightning_cnnopt.regularization.callback import ConstrainWeights, PenalizeW
 from lightning_cnnopt.regularization.functional import l1, l2, max_norm_
 from lightning_cnnopt.regularization.penalties import L1, L2, Constraint, MaxNorm, Penalty
 
-__all__ = ["L1", "L2", "ConstrainWeights", "Constraint", "MaxNorm", "PenalizeWeights", "Penalty", "l1", "l2", "max_norm_"]
+__all__ = [
+    "L1",
+    "L2",
+    "ConstrainWeights",
+    "Constraint",
+    "MaxNorm",
+    "PenalizeWeights",
+    "Penalty",
+    "l1",
+    "l2",
+    "max_norm_",
+]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_cnnopt.core.callback import TechniqueCallback, is_logged
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.regularization.functional import add_gradient
 from lightning_cnnopt.regularization.penalties import Constraint, Penalty
 
 
-class PenalizeWeights(Callback):
+class PenalizeWeights(TechniqueCallback):
     """Charges penalties to the training of any LightningModule, once per optimizer step.
 
     The gradient is added right before the step, after accumulation, reduction over ranks and unscaling, and before
@@ -45,17 +46,14 @@ class PenalizeWeights(Callback):
         self._charged = add_gradient(charge, parameters_of(optimizer))
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._charged is not None and (batch_idx + 1) % trainer.log_every_n_steps == 0:
-            self.log("train_penalty", self._charged)
-
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(penalties=repr(self.penalties))
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._charged is not None and is_logged(trainer, batch_idx):
+            pl_module.log("train_penalty", self._charged)
 
 
-class ConstrainWeights(Callback):
+class ConstrainWeights(TechniqueCallback):
     """Projects the weights of any LightningModule after every optimizer step.
 
     Args:
@@ -96,11 +94,6 @@ class ConstrainWeights(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._remove()
-
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(constraints=repr(self.constraints))
 
     def _remove(self) -> None:
         while self._handles:

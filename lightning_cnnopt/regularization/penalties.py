@@ -118,7 +118,7 @@ class MaxNorm(Constraint):
         [10.0, 10.0]
         >>> MaxNorm(2.0)(layer)
         1
-        >>> layer[0].weight.norm(dim=1).tolist()
+        >>> [round(norm, 4) for norm in layer[0].weight.norm(dim=1).tolist()]
         [2.0, 2.0]
     """
 

@@ -1,0 +1,70 @@
+from collections import namedtuple
+
+import pytest
+import torch
+
+from lightning_cnnopt.core.batch import IMAGE_KEYS, TARGET_KEYS, one_hot, read_batch, to_float, write_batch
+from lightning_cnnopt.core.errors import DataError
+
+IMAGES, TARGETS = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+Pair = namedtuple("Pair", ["image", "target", "path"])
+
+CONTAINERS = [
+    (IMAGES, TARGETS),
+    [IMAGES, TARGETS],
+    (IMAGES, TARGETS, "path"),
+    Pair(IMAGES, TARGETS, "path"),
+    *({image: IMAGES, target: TARGETS} for image, target in zip(IMAGE_KEYS, TARGET_KEYS, strict=False)),
+    {"path": "x", "labels": TARGETS, "pixel_values": IMAGES},
+]
+
+
+@pytest.mark.parametrize("batch", CONTAINERS, ids=lambda batch: type(batch).__name__)
+def test_images_and_targets_are_found_in_any_container(batch):
+    images, targets = read_batch(batch)
+    assert images is IMAGES
+    assert targets is TARGETS
+
+
+@pytest.mark.parametrize("batch", CONTAINERS, ids=lambda batch: type(batch).__name__)
+def test_what_is_written_is_read_and_the_rest_stays(batch):
+    before = list(batch.items()) if isinstance(batch, dict) else list(batch)
+    images, targets = torch.zeros(1), torch.ones(1)
+    written = write_batch(batch, images, targets)
+    assert type(written) is type(batch)
+    assert len(written) == len(batch)
+    parts = list(written.values()) if isinstance(written, dict) else list(written)
+    assert any(part is images for part in parts)
+    assert any(part is targets for part in parts)
+    assert [p for p in parts if isinstance(p, str)] == [p for p in (batch.values() if isinstance(batch, dict) else batch) if isinstance(p, str)]
+    after = list(batch.items()) if isinstance(batch, dict) else list(batch)
+    assert all(x is y or x == y for x, y in zip(before, after, strict=True) if not isinstance(x, torch.Tensor))
+    assert read_batch(batch)[0] is IMAGES
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [IMAGES, (IMAGES,), {"image": IMAGES}, {"label": TARGETS}, (TARGETS, TARGETS), ([IMAGES], TARGETS), None, 3],
+    ids=lambda batch: type(batch).__name__,
+)
+def test_a_batch_without_images_or_targets_is_refused(batch):
+    with pytest.raises(DataError):
+        read_batch(batch)
+
+
+def test_uint8_becomes_the_unit_interval_and_floats_stay():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_float(levels), torch.arange(256) / 255)
+    assert to_float(IMAGES) is IMAGES
+
+
+def test_uint8_images_are_not_written_to():
+    levels = torch.arange(256, dtype=torch.uint8)
+    to_float(levels)
+    assert torch.equal(levels, torch.arange(256, dtype=torch.uint8))
+
+
+def test_one_hot_is_a_distribution_on_the_class():
+    rows = one_hot(torch.tensor([2, 0]), 3)
+    assert torch.equal(rows, torch.eye(3)[[2, 0]])
+    assert one_hot(rows, 3) is rows
