@@ -8,9 +8,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import _typehints
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -87,12 +89,13 @@ class CnnoptCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, after refusing by hand what the data says: jsonargparse would drop it without a word."""
-        for argument in self._arguments:
-            name = re.sub(r"^--model\.(init_args\.)?", "", argument).partition("=")[0]
-            if argument.startswith("--model.") and name in _FROM_DATA:
-                raise ConfigurationError(
-                    f"model.{name} comes from the data and can't be given by hand; it would be written twice."
-                )
+        given = [re.sub(r"^--model\.(init_args\.)?|=.*$", "", a) for a in self._arguments if a.startswith("--model.")]
+        for path in _config_paths(self._arguments):
+            content = yaml.safe_load(Path(path).read_text()) if Path(path).is_file() else None
+            model = content.get("model") if isinstance(content, dict) else None
+            given += [str(key) for key in (model.get("init_args") or {})] if isinstance(model, dict) else []
+        for name in set(given) & set(_FROM_DATA):
+            raise ConfigurationError(f"model.{name} comes from the data and can't be given by hand; it would be written twice.")
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
@@ -217,6 +220,8 @@ def explain(message: str) -> str:
         return _report(key, f"there is no class {unknown[1]!r}.{_nearest(name, _class_names)}")
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
         return _report(key, f"{unknown[0]}.{_nearest(unknown[1].rpartition('.')[2], _argument_names)}")
+    if several := re.search(r"Multiple subclasses with name .+", message):
+        return _report(key, several[0].strip())
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     noise = r"Parser key \"[^\"]+\":$|Given value|Subtypes:|Errors:|Does not validate against any|Expected a <class 'NoneType'>"
     reason = " ".join(line for line in lines if not re.match(noise, line)) or " ".join(lines)
@@ -238,16 +243,17 @@ def _reader(name: str) -> Callable[[Any], Any]:
     return read
 
 
+def _config_paths(arguments: Sequence[str]) -> list[str]:
+    paths = [value for flag, value in pairwise(arguments) if flag in ("-c", "--config")]
+    return paths + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
+
+
 def _config_name(arguments: Sequence[str]) -> str | None:
-    names = [
-        value
-        for flag, value in zip(arguments, [*arguments[1:], ""], strict=True)
-        if flag in ("-c", "--config") and value.endswith((".yaml", ".yml"))
-    ]
-    names += [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
-    stem = Path(names[-1]).stem if names else None
+    paths = [Path(path) for path in _config_paths(arguments) if path.endswith((".yaml", ".yml"))]
+    if not paths:
+        return None
     # the config that an earlier run left in its directory is named after that run
-    return Path(names[-1]).resolve().parent.parent.name if stem == "config" else stem
+    return paths[-1].resolve().parent.parent.name if paths[-1].stem == "config" else paths[-1].stem
 
 
 def _next_version(parent: Path) -> Path:

@@ -31,7 +31,7 @@ from lightning_cnnopt.core.callback import callbacks_of, is_logged
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.parameters import parameter_groups
-from lightning_cnnopt.core.randomness import ResumeRandomState, Stream
+from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather
 from lightning_cnnopt.core.spec import build, call_with_known, factory_of
 from lightning_cnnopt.core.surgery import Edit, applied_edits
 from lightning_cnnopt.initialization import Initializer
@@ -206,7 +206,8 @@ class ImageClassifier(LightningModule):
         self._preprocessing_is_set = mean is not None
         self._stream = Stream("initialization", per_rank=False)
         self._callbacks: list[Callback] = []
-        self._sums: Tensor | None = None
+        self._sums: Tensor | None = None  # of this epoch: loss, right answers, samples
+        self._restored_sums: list[Tensor | None] | None = None
         self._penalty: Tensor | None = None
 
     # hooks to override
@@ -347,6 +348,12 @@ class ImageClassifier(LightningModule):
         return self.network(self.preprocessing(images))
 
     @override
+    def on_train_start(self) -> None:
+        sums = self._restored_sums if self.trainer.ckpt_path is not None else None
+        mine = sums[self.global_rank] if sums is not None and self.global_rank < len(sums) else None
+        self._sums = None if mine is None else mine.to(self.device)
+
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = read_batch(batch)
         logits = self(images)
@@ -400,11 +407,13 @@ class ImageClassifier(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.sign(self, checkpoint)
+        checkpoint["train_sums"] = gather(self._sums)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.replay_edits(self, checkpoint)
         checkpoints.check_signature(self, checkpoint)
+        self._restored_sums = checkpoint.get("train_sums")
 
     def _correct(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.task == "multiclass":

@@ -126,7 +126,7 @@ def _notes(benchmark: Benchmark, results: Results) -> list[str]:
     others, void = len(results.records) - len(here), sum(record.void for record in here)
     few = [s["row"] for s in summarize(benchmark, results)["rows"] if s.get("pairs", ENOUGH) < ENOUGH]
     notes = {
-        f"{void} runs stayed void for foreign load and count in no figure; the same command tries them again": void,
+        f"{void} runs were void for foreign load and count in no figure; the same command fills the gaps": void,
         "this system does not tell foreign load: no run was void": any(record.foreign is None for record in here),
         f"{others} runs in the file are from another machine, boot, version or code, and not used": others,
         f"fewer than {ENOUGH} pairs, so no figure to publish: {', '.join(few)}": few,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import nn
 from typing_extensions import override
 
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
-from lightning_cnnopt.core.surgery import Edit
+from lightning_cnnopt.core.surgery import Edit, network_of
 
 
 class EditNetwork(TechniqueCallback):
@@ -24,7 +23,8 @@ class EditNetwork(TechniqueCallback):
 
     Args:
         edits: The edits, in their order. One alone need not be in a list.
-        submodule: Name of the part of the LightningModule that is the network; by default the whole module.
+        submodule: Name of the part of the LightningModule that is the network; by default what its ``forward`` runs, or its one
+            child with weights where it has none.
 
     Raises:
         ConfigurationError: If there is no such submodule, or a callback that copies the weights in ``setup`` comes first.
@@ -50,20 +50,9 @@ class EditNetwork(TechniqueCallback):
                     "be lost. Put EditNetwork before it."
                 )
         record = getattr(pl_module, "add_edit", None)
-        network = self._network(pl_module)
+        network = network_of(pl_module, self.submodule)
         for edit in self.edits:
             if record is not None and self.submodule is None:
                 record(edit)
             else:
                 edit(network)
-
-    def _network(self, pl_module: LightningModule) -> nn.Module:
-        if self.submodule is None:
-            return pl_module
-        try:
-            return pl_module.get_submodule(self.submodule)
-        except AttributeError:
-            children = [name for name, _ in pl_module.named_children()]
-            raise ConfigurationError(
-                f"EditNetwork: {type(pl_module).__name__} has no submodule {self.submodule!r} in setup; it has {children}."
-            ) from None

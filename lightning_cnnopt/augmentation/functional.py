@@ -45,8 +45,8 @@ def shift(images: Tensor, down: Tensor, right: Tensor, mode: Literal["constant",
     columns = torch.arange(width, device=images.device) - right.to(images.device)[:, None]
     row_index, row_inside = _source(rows, height, mode)
     column_index, column_inside = _source(columns, width, mode)
-    index = (row_index[:, :, None] * width + column_index[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
-    moved = images.flatten(2).gather(2, index).view(images.shape)
+    index = (row_index[:, :, None] * width + column_index[:, None, :]).view(count, 1, height * width)
+    moved = images.flatten(2).gather(2, index.expand(-1, channels, -1)).view(images.shape)
     if mode == "reflect":
         return moved
     inside = (row_inside[:, :, None] & column_inside[:, None, :]).unsqueeze(1)
@@ -66,6 +66,8 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
         >>> rotate(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), torch.tensor([90.0])).round().flatten().tolist()
         [2.0, 4.0, 1.0, 3.0]
     """
+    if len(images) == 0:  # torch makes no grid for it
+        return images.clone()
     radians = torch.deg2rad(degrees.to(images.device, torch.float32))
     height, width = images.shape[-2:]
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)

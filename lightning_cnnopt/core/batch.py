@@ -69,9 +69,9 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def one_hot(targets: Tensor, num_classes: int) -> Tensor:
-    """Return targets as class probabilities (N, num_classes); those that are so already are returned as they are."""
-    if targets.is_floating_point() and targets.ndim == 2:
-        return targets
+    """Return targets as floats (N, num_classes): classes as one-hot rows, probabilities and labels as they are."""
+    if targets.ndim == 2:
+        return targets if targets.is_floating_point() else targets.to(torch.get_default_dtype())
     return torch.nn.functional.one_hot(targets.long(), num_classes).to(torch.get_default_dtype())
 
 

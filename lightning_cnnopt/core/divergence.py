@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from lightning_cnnopt.core.errors import DivergenceError
 class StopOnDivergence(TechniqueCallback):
     """Stops training when the loss becomes NaN or infinite, and keeps such weights out of every checkpoint.
 
-    The first bad step is kept on the device and read every ``log_every_n_steps`` steps, before each validation and before
-    each checkpoint, so no step waits for the device. The error names the step, its epoch and its learning rate.
+    The first bad step is kept on the device and read every ``log_every_n_steps`` steps, at the end of each epoch, before
+    each validation and before each checkpoint, so no step waits for the device. The error names the step, its epoch and its
+    learning rate.
     :class:`~lightning_cnnopt.ImageClassifier` attaches it by itself.
 
     Raises:
@@ -55,6 +57,10 @@ class StopOnDivergence(TechniqueCallback):
             self._look(trainer)
 
     @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer)
+
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._look(trainer)
@@ -86,6 +92,10 @@ class StopOnDivergence(TechniqueCallback):
 
 
 def _remedy(trainer: Trainer) -> str:
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    kept = f" The last good checkpoint is {best}." if best else ""
+    # while a checkpoint is being written its path counts as the best already; then the newest beside it is the good one
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    kept = ""
+    if path and (there := [p for p in Path(path).parent.glob("*.ckpt") if p.is_file()]):
+        good = Path(path) if Path(path) in there else max(there, key=lambda p: p.stat().st_mtime)
+        kept = f" The last good checkpoint is {good}."
     return f"{kept} Lower the learning rate, warm it up, or clip gradients (--trainer.gradient_clip_val 1.0)."

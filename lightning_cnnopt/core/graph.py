@@ -137,7 +137,8 @@ class NetworkGraph:
         traced = {_join(prefix, str(node.target)) for prefix, graph in self._parts for node in graph.nodes}
         for name, module in self._modules.items():
             for child in inserted(module) if name in traced else ():
-                self._trace(module.get_submodule(child), _join(name, child))
+                if any(True for _ in module.get_submodule(child).children()):
+                    self._trace(module.get_submodule(child), _join(name, child))
         if not self._parts:
             raise ConfigurationError(
                 f"{type(network).__name__} can't be traced by torch.fx, so what follows its layers is unknown."
@@ -264,11 +265,11 @@ def _ancestors(node: torch.fx.Node) -> set[torch.fx.Node]:
 
 
 def _last_module(node: torch.fx.Node, addition: torch.fx.Node, inside: set[torch.fx.Node], calls: Counter[Any]) -> str | None:
-    around = {path for path, _ in addition.meta["nn_module_stack"].values()}
+    around = {path for path, _ in addition.meta.get("nn_module_stack", {}).values()}
     while True:
         if node.op == "call_module":
             return str(node.target) if node in inside and calls[node.target] == 1 else None
-        for call, (path, _) in node.meta["nn_module_stack"].items():
+        for call, (path, _) in node.meta.get("nn_module_stack", {}).items():
             if path not in around:  # the value leaves this module, so it is what the module returns
                 return None if "@" in call else path
         if len(node.all_input_nodes) != 1:

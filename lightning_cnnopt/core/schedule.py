@@ -36,7 +36,7 @@ class TrainingLength:
 
     Args:
         steps: Optimizer steps in all; ``inf`` when only time ends it.
-        steps_per_epoch: Optimizer steps in an epoch.
+        steps_per_epoch: Optimizer steps in an epoch; ``inf`` for data without a length.
         seconds: The limit of time, where there is one.
     """
 
@@ -70,8 +70,8 @@ class TrainingLength:
                 "Training has no known end (max_epochs=-1, or data without a length), so no schedule fits it: "
                 "set max_steps or max_time."
             )
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        return cls(steps, per_epoch, seconds)
+        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        return cls(steps, math.ceil(per_epoch) if math.isfinite(per_epoch) else math.inf, seconds)
 
     def after(self, fraction: float) -> TrainingLength:
         """Return the length of what is left after ``fraction`` of this one."""
@@ -110,7 +110,34 @@ def fraction_of(duration: DurationLike, length: TrainingLength | None = None, na
         raise ConfigurationError(
             f"{name}={duration!r} counts steps, and only time ends this training: give a time or a fraction."
         )
-    return min(1.0, amount * (length.steps_per_epoch if unit == "epochs" else 1) / length.steps)
+    return min(1.0, steps_of(duration, length, name) / length.steps)
+
+
+def steps_of(duration: DurationLike, length: TrainingLength, name: str = "duration") -> float:
+    """Return a duration as optimizer steps; unlike a fraction, it may be longer than the training.
+
+    Args:
+        duration: ``0.3``, ``"5ep"`` or ``"500st"``.
+        length: The training it is part of.
+        name: What the duration is called in an error.
+
+    Raises:
+        ConfigurationError: If it can't be counted in steps.
+
+    Example:
+        >>> steps_of("20ep", TrainingLength(steps=1000, steps_per_epoch=100))
+        2000.0
+    """
+    amount, unit = parse_duration(duration, name)
+    if unit == "steps":
+        return amount
+    if unit == "epochs":
+        if math.isinf(length.steps_per_epoch):
+            raise ConfigurationError(f"{name}={duration!r} counts epochs, and the training data has no length: give steps.")
+        return amount * length.steps_per_epoch
+    if math.isinf(length.steps):
+        raise ConfigurationError(f"{name}={duration!r} has no number of steps when only time ends the training: give steps.")
+    return fraction_of(duration, length, name) * length.steps
 
 
 def parse_duration(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, ClassVar
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
@@ -81,7 +83,7 @@ def replace_modules(root: nn.Module, wanted: Callable[[nn.Module], bool], make: 
             if child not in new_for and child not in seen:
                 if wanted(child):
                     new_for[child] = make(child)
-                    adopt(child, new_for[child])
+                    adopt(child, new_for[child], parent, root)
                 else:
                     seen.add(child)
                     visit(child)
@@ -92,12 +94,42 @@ def replace_modules(root: nn.Module, wanted: Callable[[nn.Module], bool], make: 
     return len(new_for)
 
 
-def adopt(old: nn.Module, new: nn.Module) -> None:
-    """Give ``new`` the mode of ``old``, and the device and dtype of its first floating tensor, where it has one."""
-    for tensor in [*old.parameters(), *old.buffers()]:
-        if tensor.is_floating_point():
-            new.to(device=tensor.device, dtype=tensor.dtype)
-            break
+def network_of(module: nn.Module, submodule: str | None = None) -> nn.Module:
+    """Return the network of a LightningModule: what ``submodule`` names, or what can be called with images.
+
+    A LightningModule without a ``forward`` of its own, whose steps call a child, stands for the one child with parameters.
+
+    Args:
+        module: The LightningModule.
+        submodule: Dotted name of the network within it.
+
+    Raises:
+        ConfigurationError: If there is no such submodule.
+    """
+    if submodule is not None:
+        try:
+            return module.get_submodule(submodule)
+        except AttributeError:
+            children = [name for name, _ in module.named_children()]
+            raise ConfigurationError(
+                f"{type(module).__name__} has no submodule {submodule!r} in setup; it has {children}."
+            ) from None
+    if isinstance(module, LightningModule) and type(module).forward is LightningModule.forward:
+        children_with_weights = [child for child in module.children() if any(True for _ in child.parameters())]
+        if len(children_with_weights) == 1:
+            return children_with_weights[0]
+    return module
+
+
+def adopt(old: nn.Module, new: nn.Module, *around: nn.Module) -> None:
+    """Give ``new`` the mode of ``old``, and the device and dtype of its first floating tensor.
+
+    Where ``old`` has none (an activation), the first one of the modules ``around`` it counts.
+    """
+    tensors = (tensor for module in (old, *around) for tensor in chain(module.parameters(), module.buffers()))
+    reference = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    if reference is not None:
+        new.to(device=reference.device, dtype=reference.dtype)
     new.train(old.training)
 
 
@@ -126,7 +158,7 @@ def insert_after(network: nn.Module, path: str, name: str, layer: nn.Module) -> 
     module = network.get_submodule(path)
     if name in module._modules:
         raise ConfigurationError(f"{path} has a layer {name!r} already.")
-    adopt(module, layer)
+    adopt(module, layer, network)
     module.add_module(name, layer)
     if type(module).forward is not nn.Sequential.forward:  # a Sequential runs its children anyway
         module.register_forward_hook(_RunChild(name))

@@ -113,8 +113,8 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes."""
-        return [str(index) for index in range(self.num_classes)]
+        """Names of the classes; of both answers for a binary task."""
+        return [str(index) for index in range(2 if self.task == "binary" else self.num_classes)]
 
     @abstractmethod
     def load(self, split: Literal["train", "test"]) -> ImageSet | None:
@@ -270,6 +270,8 @@ class ImageDataModule(LightningDataModule):
         name = type(self).__name__
         if len(data) == 0:
             raise DataError(f"{name}: the {split} split is empty.")
+        if len(data.targets) != len(data):
+            raise DataError(f"{name}: the {split} split has {len(data)} images and {len(data.targets)} targets.")
         if self.task == "multiclass":
             low, high = int(data.targets.min()), int(data.targets.max())
             if low < 0 or high >= self.num_classes:

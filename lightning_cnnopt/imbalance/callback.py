@@ -50,7 +50,7 @@ class ClassWeights(TechniqueCallback):
         counts, total = self.counts, self.total
         datamodule: Any = getattr(trainer, "datamodule", None)
         if counts is None and hasattr(datamodule, "class_counts"):
-            counts, total = datamodule.class_counts(), datamodule.num_train_samples
+            counts, total = datamodule.class_counts(), getattr(datamodule, "num_train_samples", total)
         if counts is None:
             raise ConfigurationError("ClassWeights: the data module states no class counts; pass counts=.")
         tensor = torch.as_tensor(counts)
@@ -73,11 +73,16 @@ class ClassWeights(TechniqueCallback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._set(None)
+        self._forget()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        # a validation that follows the training must not put the weights back
         self._set(None)
+        self._criterion = self._weights = None
 
     def _set(self, weights: Tensor | None) -> None:
         # not persistent: the state of the module keeps the keys that it has without this technique

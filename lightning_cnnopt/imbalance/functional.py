@@ -25,6 +25,7 @@ def class_weights(counts: Tensor, scheme: Scheme = "balanced") -> Tensor:
         DataError: If a class has no samples.
 
     Example:
+        >>> import torch
         >>> class_weights(torch.tensor([90, 10]))
         tensor([0.5556, 5.0000])
     """
@@ -40,10 +41,13 @@ def positive_weights(counts: Tensor, total: int) -> Tensor:
     """Return for each label what a positive counts against a negative, (N - n) / n: for ``BCEWithLogitsLoss``.
 
     Example:
+        >>> import torch
         >>> positive_weights(torch.tensor([10, 50]), 100)
         tensor([9., 1.])
     """
     if (counts <= 0).any():
         empty = (counts <= 0).nonzero().flatten().tolist()
         raise DataError(f"Labels {empty} have no positive training samples, so they have no weight.")
+    if (counts > total).any():
+        raise DataError(f"A label has {int(counts.max())} positive samples, and there are total={total} in all.")
     return ((total - counts).double() / counts).float()

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_cnnopt.core.callback import TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.randomness import Stream
+from lightning_cnnopt.core.surgery import network_of
 from lightning_cnnopt.initialization.initializers import Initializer
 
 
@@ -22,7 +23,8 @@ class InitializeWeights(TechniqueCallback):
     Args:
         initializer: How the weights start.
         sample: A batch of normalized inputs, for initializers that need one. By default drawn from our data module.
-        submodule: Name of the part of the LightningModule that is initialized; by default the whole module.
+        submodule: Name of the part of the LightningModule that is initialized; by default what its ``forward`` runs, or
+            its one child with weights where it has none.
 
     Raises:
         ConfigurationError: If the initializer needs data and there is none, or on an ``ImageClassifier`` that has an
@@ -51,7 +53,7 @@ class InitializeWeights(TechniqueCallback):
                 "InitializeWeights draws "
                 "the same weights; keep one."
             )
-        network = pl_module if self.submodule is None else pl_module.get_submodule(self.submodule)
+        network = network_of(pl_module, self.submodule)
         sample = self.sample
         if sample is None and self.initializer.needs_sample:
             draw = getattr(getattr(trainer, "datamodule", None), "sample_batch", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
-from lightning_cnnopt.core.schedule import DurationLike, TrainingLength, fraction_of, parse_duration, progress_of
+from lightning_cnnopt.core.schedule import DurationLike, TrainingLength, fraction_of, parse_duration, progress_of, steps_of
 from lightning_cnnopt.optimizers.functional import ema_decay, ema_update_
 
 
@@ -84,9 +84,10 @@ class EMA(TechniqueCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # the state_dict of a resumed run is the average; the raw weights come from this callback's state
         self._raw = None
-        self._average = {name: value.detach().clone() for name, value in _state(pl_module).items()}
+        self._live = _Live(pl_module)
+        self._average = self._live.copies()
         if self._restored_raw is not None:
-            _copy(self._restored_raw, _state(pl_module))
+            _copy(self._restored_raw, self._live.tensors())
             self._restored_raw = None
         else:
             self.updates = 0
@@ -101,8 +102,7 @@ class EMA(TechniqueCallback):
             assert self.decay is not None
             self._decay = self.decay
         else:
-            steps = fraction_of(self.half_life, self._length, "half_life") * self._length.steps
-            self._decay = 0.5 ** (1 / steps)
+            self._decay = 0.5 ** (1 / steps_of(self.half_life, self._length, "half_life"))
 
     @override
     def on_train_batch_end(
@@ -111,25 +111,25 @@ class EMA(TechniqueCallback):
         if trainer.global_step == self._last_step:
             return  # gradients are still accumulating
         self._last_step = trainer.global_step
-        current = _state(pl_module)
+        current = self._live.tensors()
         if progress_of(trainer, self._length, trainer.global_step) < self._begin:
             decay = 0.0
         else:
             decay = ema_decay(self.updates, self._decay, self.warmup)
             self.updates += 1
-        ema_update_(list(self._average.values()), [current[name] for name in self._average], decay)
+        ema_update_(list(self._average.values()), list(current.values()), decay)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap_in(pl_module)
+        self._swap_in()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap_out(pl_module)
+        self._swap_out()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap_in(pl_module)
+        self._swap_in()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,15 +139,13 @@ class EMA(TechniqueCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._swap_out(pl_module)
+        self._swap_out()
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self._average:
             return
-        raw = (
-            self._raw if self._raw is not None else {name: value.detach().clone() for name, value in _state(pl_module).items()}
-        )
+        raw = self._raw if self._raw is not None else self._live.copies()
         state = checkpoint["callbacks"].setdefault(self.state_key, self.state_dict())
         state["raw"] = raw
         saved = checkpoint["state_dict"]
@@ -162,20 +160,38 @@ class EMA(TechniqueCallback):
         self.updates = state_dict["updates"]
         self._restored_raw = state_dict.get("raw")
 
-    def _swap_in(self, pl_module: LightningModule) -> None:
+    def _swap_in(self) -> None:
         if self._average and self._raw is None:
-            current = _state(pl_module)
-            self._raw = {name: value.detach().clone() for name, value in current.items()}
+            current = self._live.tensors()
+            self._raw = self._live.copies()
             _copy(self._average, current)
 
-    def _swap_out(self, pl_module: LightningModule) -> None:
+    def _swap_out(self) -> None:
         if self._raw is not None:
-            _copy(self._raw, _state(pl_module))
+            _copy(self._raw, self._live.tensors())
             self._raw = None
 
 
-def _state(module: LightningModule) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+class _Live:
+    """The tensors of a module's state, read through their owners: a layer may put another tensor in a buffer's place."""
+
+    def __init__(self, module: LightningModule) -> None:
+        kept = set(module.state_dict())
+        self.places = {
+            f"{prefix}.{key}" if prefix else key: (tensors, key)
+            for prefix, owner in module.named_modules()
+            for tensors in (owner._parameters, owner._buffers)
+            for key in tensors
+            if (f"{prefix}.{key}" if prefix else key) in kept
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors as they are now."""
+        return {name: cast(Tensor, owner[key]) for name, (owner, key) in self.places.items()}
+
+    def copies(self) -> dict[str, Tensor]:
+        """Return copies of the tensors as they are now."""
+        return {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
 
 
 @torch.no_grad()

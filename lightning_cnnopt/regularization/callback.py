@@ -79,11 +79,13 @@ class ConstrainWeights(TechniqueCallback):
         # a hook of the optimizer, and not of the Trainer: whatever looks at the weights after a step (averages,
         # checkpoints, other callbacks in any order) sees them projected
         def project(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            for constraint in self.constraints:
-                constraint(pl_module)
+            for constraint, weights in chosen:
+                for weight in weights:
+                    constraint.project(weight)
 
-        for constraint in self.constraints:
-            if constraint(pl_module) == 0:
+        chosen = [(constraint, constraint.weights(pl_module)) for constraint in self.constraints]
+        for constraint, weights in chosen:
+            if not weights:
                 raise ConfigurationError(f"{constraint!r} finds no weights in {type(pl_module).__name__}.")
         self._handles = [optimizer.register_step_post_hook(project) for optimizer in trainer.optimizers]
 

@@ -92,10 +92,21 @@ class Constraint(Configurable, ABC):
 
     def __call__(self, network: nn.Module) -> int:
         """Project the chosen weights and return how many tensors there are."""
-        chosen = [parameter for _, parameter in named_weights(network, self.parameters)]
-        for parameter in chosen:
-            self.project(parameter.data)
+        chosen = self.weights(network)
+        for weight in chosen:
+            self.project(weight)
         return len(chosen)
+
+    def weights(self, network: nn.Module) -> list[Tensor]:
+        """Return the weights of ``network`` that are projected, as views whose first dimension counts output units."""
+        views: list[Tensor] = []
+        for name, parameter in named_weights(network, self.parameters):
+            owner = network.get_submodule(name.rpartition(".")[0])
+            if isinstance(owner, nn.modules.conv._ConvTransposeNd):  # stored as (in, out / groups, …)
+                views += [group.transpose(0, 1) for group in parameter.data.chunk(owner.groups)]
+            else:
+                views.append(parameter.data)
+        return views
 
     @abstractmethod
     def project(self, weight: Tensor) -> None:

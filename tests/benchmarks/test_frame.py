@@ -147,7 +147,7 @@ def test_a_run_that_stays_void_is_kept_but_counts_in_nothing_until_a_later_sitti
     assert (summary["pairs"], summary["void_runs"]) == (1, 1)
     console = Console(width=160, record=True, file=io.StringIO())
     print_table(benchmark, results, console)
-    assert "1 runs stayed void" in console.export_text()
+    assert "1 runs were void" in console.export_text()
     later = Stopwatch()
     assert only_row(benchmark, sit(benchmark, later, pairs=2))["pairs"] == 2
     assert later.calls == [(0, "peer")]

@@ -133,7 +133,7 @@ def test_a_partial_of_a_partial_keeps_both_arguments():
     assert spec["init_args"] == {"depth": 1, "widths": [4]}
 
 
-def test_what_jsonargparse_hands_over_has_the_spec_of_its_class(tmp_path):
+def test_what_jsonargparse_hands_over_has_the_spec_of_its_class():
     from collections.abc import Callable, Iterable
 
     def train(optimizer: Callable[[Iterable], torch.optim.Optimizer]) -> None: ...
@@ -141,7 +141,7 @@ def test_what_jsonargparse_hands_over_has_the_spec_of_its_class(tmp_path):
     parser = ArgumentParser()
     parser.add_function_arguments(train)
     given = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.25}}
-    optimizer = parser.instantiate_classes(parser.parse_object({"optimizer": given})).optimizer
+    optimizer = parser.instantiate(parser.parse_object({"optimizer": given})).optimizer
     spec = to_spec(optimizer)
     assert spec["class_path"] == import_path(torch.optim.SGD)
     made = factory_of(spec, torch.optim.Optimizer)([nn.Parameter(torch.zeros(1))])

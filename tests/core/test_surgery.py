@@ -93,7 +93,7 @@ def test_an_inserted_layer_processes_the_output(module):
     x = torch.randn(4, 3)
     expected = net[1](module(x) / 2)
     keys = list(net.state_dict())
-    insert_after(net, "0", "half", Halve())
+    insert_after(net, "0", "halve", Halve())
     assert torch.equal(net(x), expected)
     assert list(net.state_dict()) == keys
 
@@ -111,9 +111,9 @@ def test_an_inserted_layer_survives_pickling_and_follows_the_mode():
 
 def test_a_name_that_is_taken_is_refused():
     net = nn.Sequential(nn.Linear(3, 3))
-    insert_after(net, "0", "half", Halve())
-    with pytest.raises(ConfigurationError, match="'half'"):
-        insert_after(net, "0", "half", Halve())
+    insert_after(net, "0", "halve", Halve())
+    with pytest.raises(ConfigurationError, match="'halve'"):
+        insert_after(net, "0", "halve", Halve())
 
 
 def test_an_edit_is_applied_once_and_then_silent():

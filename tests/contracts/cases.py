@@ -1,0 +1,88 @@
+"""One case for every exported technique; :mod:`test_contracts` fails for a technique that has none."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from functools import partial
+
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from lightning_cnnopt import callbacks as all_callbacks
+from lightning_cnnopt.activation import SwapActivation
+from lightning_cnnopt.analysis import RunReport, WritePredictions
+from lightning_cnnopt.architecture import EditNetwork, SqueezeExcite
+from lightning_cnnopt.augmentation import (
+    AugmentBatches,
+    HorizontalFlip,
+    MixUp,
+    PaddedCrop,
+    Rotation,
+    Translation,
+    VerticalFlip,
+)
+from lightning_cnnopt.core import ResumeRandomState, StopOnDivergence
+from lightning_cnnopt.core.spec import Configurable
+from lightning_cnnopt.dropout import StochasticDepth
+from lightning_cnnopt.imbalance import ClassWeights
+from lightning_cnnopt.initialization import LSUV, InitializeWeights, Kaiming, XavierNormal, XavierUniform
+from lightning_cnnopt.learning_rate import Constant, Cosine, Plateau, ScheduleLearningRate, Step, Warmup
+from lightning_cnnopt.normalization import GhostBatchNorm2d, SwapNormalization
+from lightning_cnnopt.optimizers import EMA
+from lightning_cnnopt.parallel import ScaleRateWithBatchSize
+from lightning_cnnopt.regularization import L1, L2, ConstrainWeights, MaxNorm, PenalizeWeights
+
+CASES = {
+    "SqueezeExcite": partial(SqueezeExcite, reduction=4),
+    "SwapActivation": partial(SwapActivation, nn.GELU),
+    "SwapNormalization": partial(SwapNormalization, partial(GhostBatchNorm2d, ghost_size=4)),
+    "StochasticDepth": partial(StochasticDepth, 0.5),
+    "XavierUniform": XavierUniform,
+    "XavierNormal": XavierNormal,
+    "Kaiming": Kaiming,
+    "LSUV": LSUV,
+    "L1": partial(L1, 0.01),
+    "L2": partial(L2, 0.01),
+    "MaxNorm": partial(MaxNorm, 0.5),
+    "Constant": Constant,
+    "Cosine": Cosine,
+    "Step": partial(Step, 0.25, 0.5),
+    "Warmup": partial(Warmup, Cosine(), "2st", 0.1),
+    "Plateau": partial(Plateau, "val_loss", patience=0, gamma=0.5, threshold=10.0),
+    "HorizontalFlip": HorizontalFlip,
+    "VerticalFlip": VerticalFlip,
+    "Rotation": partial(Rotation, 20.0),
+    "PaddedCrop": partial(PaddedCrop, 2),
+    "Translation": partial(Translation, 0.25),
+    "MixUp": partial(MixUp, 0.5),
+    "EditNetwork": partial(EditNetwork, SqueezeExcite(reduction=4)),
+    "InitializeWeights": partial(InitializeWeights, XavierNormal()),
+    "PenalizeWeights": partial(PenalizeWeights, L1(0.01)),
+    "ConstrainWeights": partial(ConstrainWeights, MaxNorm(0.5)),
+    "ScheduleLearningRate": partial(ScheduleLearningRate, Step("2st", 0.5)),
+    "AugmentBatches": partial(AugmentBatches, [HorizontalFlip(), PaddedCrop(1)], mixing=MixUp(0.5), num_classes=4),
+    "ScaleRateWithBatchSize": partial(ScaleRateWithBatchSize, 4, warmup="2st"),
+    "EMA": partial(EMA, 0.9),
+    "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4]),
+    "ResumeRandomState": ResumeRandomState,
+    "StopOnDivergence": StopOnDivergence,
+    "RunReport": partial(RunReport, "report"),
+    "WritePredictions": partial(WritePredictions, "predictions.csv"),
+}
+"""A fresh instance by the name of its class."""
+
+WITHOUT_EFFECT_ON_TRAINING = {"Constant", "ResumeRandomState", "StopOnDivergence", "RunReport", "WritePredictions"}
+"""Techniques whose effect is on something else than the weights; each has a test of its own effect."""
+
+
+def exported_techniques():
+    """Return the names of all exported techniques, read off the rooms."""
+    found = set(all_callbacks.__all__)
+    for room in all_callbacks.ROOMS:
+        module = importlib.import_module(f"lightning_cnnopt.{room}")
+        for name in module.__all__:
+            value = getattr(module, name)
+            if isinstance(value, type) and issubclass(value, (Configurable, Callback)) and not inspect.isabstract(value):
+                found.add(name)
+    return sorted(found)

@@ -1,0 +1,205 @@
+"""What users get wrong: one clear paragraph, exit status 2, no traceback, nothing half written."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lightning_cnnopt.__main__ import main
+
+QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
+SHORT = ["--test_after_fit", "false", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+
+
+def fit(*arguments):
+    return main(["fit", "-c", QUICKSTART, *SHORT, "--trainer.max_epochs", "1", *arguments])
+
+
+@pytest.fixture
+def complaint(capfd, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler writes to an earlier test's stream
+
+    def read(status, expected=2):
+        out, err = capfd.readouterr()
+        lines = [line for line in err.splitlines() if line.startswith("cnnopt: ")]
+        assert status == expected, err
+        assert len(lines) == 1, err
+        assert "Traceback" not in out + err
+        assert "\n\n" not in lines[0]
+        return lines[0]
+
+    return read
+
+
+def write_npz(path, **changes):
+    arrays = {
+        "train_images": np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8),
+        "train_targets": np.arange(40) % 4,
+        "test_images": np.zeros((4, 8, 8), dtype=np.uint8),
+        "test_targets": np.arange(4),
+    }
+    np.savez(path, **{**arrays, **changes})
+    return str(path)
+
+
+def from_npz(path, *arguments):
+    config = Path("data.yaml")
+    config.write_text(yaml.safe_dump({"data": {"class_path": "TensorData", "init_args": {"path": path, "val_size": 4}}}))
+    return fit("-c", str(config), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.network", "ConvNte"], ["model.network", "'ConvNte'", "'ConvNet'"]),
+        (["--model.schedule", "Cosin"], ["model.schedule", "'Cosin'", "'Cosine'"]),
+        (["--trainer.callbacks+=EMMA"], ["trainer.callbacks", "'EMMA'", "'EMA'"]),
+        (["--data", "Digit"], ["data", "'Digit'", "'Digits'"]),
+        (["--model.network.widhts", "[8]"], ["model.network", "'widhts'", "'widths'"]),
+        (["--data.batchsize", "8"], ["data", "'batchsize'", "'batch_size'"]),
+        (["--trainer.max_epochs", "three"], ["trainer.max_epochs", "int", "'three'"]),
+        (["--nonsense", "1"], ["--nonsense"]),
+        (["-c", "missing.yaml"], ["missing.yaml"]),
+        (["--model.num_classes", "3"], ["model.num_classes", "comes from the data"]),
+        (["--model.network.dropout", "1.5"], ["dropout=1.5", "0 <= dropout < 1"]),
+        (["--data.augmentation", "[{class_path: HorizontalFlip, init_args: {p: 1.5}}]"], ["p=1.5", "0 <= p <= 1"]),
+        (["--model.edits", "[{class_path: StochasticDepth, init_args: {p: -0.1}}]"], ["p=-0.1", "0 <= p < 1"]),
+        (["--model.penalties", "[{class_path: L1, init_args: {weight: -1}}]"], ["L1", "weight=-1"]),
+        (["--model.optimizer.lr", "-0.1"], ["AdamW", "-0.1"]),
+        (["--data.val_size", "1.5"], ["val_size=1.5"]),
+        (["--data.val_size", "3"], ["val_size=3", "can't be split off"]),
+        (["--model.schedule.duration", "5"], ["'5ep'", "'5st'"]),
+        (["--model.schedule.duration", "1000ep"], ["duration='1000ep'", "takes all of the training"]),
+        (["--trainer.max_epochs", "0"], ["max_epochs", "must not be 0"]),
+        (["--trainer.max_epochs", "-1"], ["no known end", "max_steps"]),
+        (["--model.network.widths", "[8, 8, 8, 8]"], ["8x8", "too small", "stage 4"]),
+        (["--model.schedule", "Plateau", "--model.schedule.monitor", "val_lost"], ["'val_lost'", "val_loss"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
+)
+def test_a_wrong_argument_is_named_with_what_was_expected(arguments, said, complaint):
+    text = complaint(fit(*arguments))
+    for part in said:
+        assert part in text
+
+
+def test_an_unknown_command(complaint):
+    assert "'fit'" in complaint(main(["fitt"]))
+
+
+def test_a_number_of_classes_written_in_yaml(complaint):
+    Path("twice.yaml").write_text("model:\n  class_path: ImageClassifier\n  init_args:\n    num_classes: 3\n")
+    assert "num_classes" in complaint(fit("-c", "twice.yaml"))
+
+
+def test_a_network_that_does_not_fit_the_data(complaint):
+    Path("net.yaml").write_text(
+        "model:\n  init_args:\n    network:\n      class_path: torchvision.models.AlexNet\n      init_args: {dropout: 0.1}\n"
+    )
+    text = complaint(fit("-c", "net.yaml"))
+    assert "AlexNet" in text
+    assert "(2, 1, 8, 8)" in text
+
+
+def test_a_missing_data_file_is_named(complaint):
+    text = complaint(fit("--data", "FashionMNIST", "--data.root", "nowhere"))
+    assert "nowhere/FashionMNIST/raw/train-images-idx3-ubyte is missing" in text
+
+
+def test_a_truncated_data_file_is_named(complaint):
+    raw = Path("here/FashionMNIST/raw")
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 5, 0, 0, 0, 28, 0, 0, 0, 28, 1, 2, 3]))
+    text = complaint(fit("--data", "FashionMNIST", "--data.root", "here"))
+    assert "train-images-idx3-ubyte" in text
+    assert "truncated" in text
+
+
+def test_a_truncated_npz_is_named(complaint, tmp_path):
+    path = Path(write_npz(tmp_path / "data.npz"))
+    path.write_bytes(path.read_bytes()[:500])
+    assert str(path) in complaint(from_npz(str(path)))
+
+
+def test_labels_out_of_range(complaint, tmp_path):
+    path = write_npz(tmp_path / "data.npz", train_targets=np.arange(40) % 4 - 1)
+    text = complaint(from_npz(path))
+    assert "-1 to 2" in text
+
+
+def test_an_empty_split(complaint, tmp_path):
+    empty = {"train_images": np.zeros((0, 8, 8), np.uint8), "train_targets": np.zeros(0, np.int64)}
+    assert "training split is empty" in complaint(from_npz(write_npz(tmp_path / "data.npz", **empty)))
+
+
+@pytest.fixture
+def checkpoint(capfd):
+    assert fit() == 0
+    capfd.readouterr()
+    return str(next(Path("runs").glob("*/version_0/checkpoints/last.ckpt")))
+
+
+def test_a_checkpoint_of_another_network(checkpoint, complaint):
+    text = complaint(fit("--model.network.widths", "[16]", "--ckpt_path", checkpoint))
+    assert "does not fit" in text
+    assert "stages" in text
+
+
+def test_a_checkpoint_of_a_newer_version(checkpoint, complaint):
+    content = torch.load(checkpoint)
+    content["lightning_cnnopt"] = {"format": 99, "version": "9.0", "class_path": "lightning_cnnopt.ImageClassifier"}
+    torch.save(content, "newer.ckpt")
+    assert "9.0" in complaint(fit("--ckpt_path", "newer.ckpt"))
+
+
+def test_a_checkpoint_of_another_class(checkpoint, complaint):
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2)}, "pytorch-lightning_version": "2.6.6"}, "foreign.ckpt")
+    text = complaint(fit("--ckpt_path", "foreign.ckpt"))
+    assert "layer.weight" in text or "does not fit" in text
+
+
+def test_a_damaged_checkpoint(checkpoint, complaint):
+    Path("damaged.ckpt").write_bytes(Path(checkpoint).read_bytes()[:2000])
+    text = complaint(main(["test", "-c", QUICKSTART, "--ckpt_path", "damaged.ckpt"]))
+    assert "damaged.ckpt" in text
+
+
+def test_a_missing_checkpoint(complaint):
+    assert "gone.ckpt" in complaint(main(["test", "-c", QUICKSTART, "--ckpt_path", "gone.ckpt"]))
+
+
+def test_a_callback_order_that_cannot_work(complaint):
+    averaging = "lightning.pytorch.callbacks.EMAWeightAveraging"
+    Path("order.yaml").write_text(
+        yaml.safe_dump(
+            {"trainer": {"callbacks": [averaging, {"class_path": "EditNetwork", "init_args": {"edits": ["SqueezeExcite"]}}]}}
+        )
+    )
+    text = complaint(fit("-c", "order.yaml"))
+    assert "EditNetwork" in text
+    assert "before" in text
+
+
+def test_a_loss_that_turns_nan_stops_and_keeps_the_good_checkpoint(complaint):
+    status = main(["fit", "-c", QUICKSTART, *SHORT, "--model.optimizer.lr", "1e30", "--model.schedule.duration", "0.9"])
+    text = complaint(status)
+    assert "optimizer step" in text
+    assert "learning rate" in text
+    for path in Path("runs").rglob("*.ckpt"):
+        weights = torch.load(path)["state_dict"].values()
+        assert all(value.isfinite().all() for value in weights if value.is_floating_point())
+
+
+def test_no_part_of_a_file_is_left_behind(complaint):
+    complaint(fit("--model.schedule.duration", "1000ep"))
+    assert not [path for path in Path().rglob("*") if path.name.endswith((".part", ".tmp")) or path.name.startswith(".")]
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(Exception, match="dropout"):
+        main(["--debug", "fit", "-c", QUICKSTART, "--model.network.dropout", "1.5"])
