@@ -65,7 +65,7 @@ def plot_images(rows: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]
     """Draw rows of images under each other, such as originals and what training sees of them.
 
     Args:
-        rows: By the row's name, images (N, C, H, W), uint8 or floats in [0, 1].
+        rows: By the row's name, images (N, C, H, W), uint8 or floats in [0, 1]; of other than 1 or 3 channels, their mean.
         captions: By the row's name, a text under each image.
 
     Example:
@@ -80,6 +80,8 @@ def plot_images(rows: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]
     for index, (name, images) in enumerate(rows.items()):
         axes = figure.add_subplot(len(rows), 1, index + 1)
         floats = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if floats.shape[1] not in (1, 3):
+            floats = floats.mean(1, keepdim=True)
         grid = make_grid(floats.cpu().clamp(0, 1), nrow=count, padding=1, pad_value=1.0)
         side = images.shape[-1] + 1
         axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")

@@ -80,6 +80,8 @@ class RunReport(TechniqueCallback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module)
+        if trainer.sanity_checking:
+            self._confusion = None
 
     @override
     def on_validation_batch_end(
@@ -95,7 +97,7 @@ class RunReport(TechniqueCallback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking and (trainer.validating or _is_last(trainer)):
+        if trainer.state.fn == "validate":
             self._draw_confusion(trainer, pl_module, "val")
 
     @override
@@ -120,6 +122,8 @@ class RunReport(TechniqueCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # only here is it known which validation was the last: EarlyStopping, max_time and max_steps end a training, too
+        self._draw_confusion(trainer, pl_module, "val")
         if trainer.is_global_zero and self.history and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             save_figure(plot_curves(self.history, self._steps_per_epoch), self._directory(trainer) / "curves.png")
 
@@ -281,8 +285,3 @@ def _augmentation(trainer: Trainer) -> Augmentation | None:
 def _shares(target: Tensor, names: list[str]) -> str:
     values, indices = target.topk(min(2, len(target)))
     return "\n".join(f"{names[int(i)]} {float(v):.2f}" for v, i in zip(values, indices, strict=True) if v > 0.005)
-
-
-def _is_last(trainer: Trainer) -> bool:
-    last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs >= 0
-    return last_epoch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step

@@ -13,7 +13,14 @@ from typing_extensions import override
 
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
-from lightning_cnnopt.core.schedule import DurationLike, TrainingLength, fraction_of, parse_duration, progress_of, steps_of
+from lightning_cnnopt.core.schedule import (
+    DurationLike,
+    TrainingLength,
+    fraction_of,
+    parse_duration,
+    progress_of,
+    steps_of,
+)
 from lightning_cnnopt.optimizers.functional import ema_decay, ema_update_
 
 

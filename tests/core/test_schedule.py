@@ -66,7 +66,12 @@ def test_a_number_that_is_no_fraction_is_refused_and_told_how_epochs_and_steps_a
         parse_duration(duration, "warmup")
 
 
-@given(steps=st.integers(1, 10**6), per_epoch=st.integers(1, 10**4), seconds=st.floats(1, 1e6), share=st.floats(0, 1, width=32))
+@given(
+    steps=st.integers(1, 10**6),
+    per_epoch=st.integers(1, 10**4),
+    seconds=st.floats(1, 1e6),
+    share=st.floats(0, 1, width=32),
+)
 def test_a_duration_in_any_unit_is_its_share_of_training_and_never_more_than_all(steps, per_epoch, seconds, share):
     length = TrainingLength(steps, per_epoch, seconds)
     assert fraction_of(share, length) == share
@@ -99,7 +104,7 @@ def test_steps_are_no_share_of_a_training_that_only_time_ends(duration):
 
 
 def test_epochs_are_no_share_of_a_training_on_data_without_a_length():
-    with pytest.raises(ConfigurationError, match="1ep.*length"):
+    with pytest.raises(ConfigurationError, match=r"1ep.*length"):
         fraction_of("1ep", TrainingLength(100, math.inf))
 
 

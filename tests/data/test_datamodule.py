@@ -15,7 +15,9 @@ class Linear(torch.nn.Sequential):
     """A network for images of any size."""
 
     def __init__(self, num_classes, in_channels):
-        super().__init__(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(4 * in_channels, num_classes))
+        super().__init__(
+            torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(4 * in_channels, num_classes)
+        )
 
 
 def colours(count=60, classes=3, dtype=torch.uint8, **arguments) -> TensorData:
@@ -178,7 +180,9 @@ def test_normalization_can_be_said_outright(normalize):
 
 
 def test_training_batches_alone_are_augmented_and_mixed():
-    data = colours(normalize=False, augmentation=[HorizontalFlip(1.0)], mixing=MixUp(1.0), batch_size=48, eval_batch_size=100)
+    data = colours(
+        normalize=False, augmentation=[HorizontalFlip(1.0)], mixing=MixUp(1.0), batch_size=48, eval_batch_size=100
+    )
     module = Seeing()
     trainer = quiet_trainer(max_epochs=1)
     trainer.fit(module, data)

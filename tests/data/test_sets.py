@@ -105,7 +105,8 @@ def test_a_truncated_file_is_named(fashion, key, keep):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    junk=st.binary(min_size=0, max_size=40), magic=st.sampled_from([b"", b"\0\0\x08\x03", b"\0\0\x0b\x03", b"\x1f\x8b\x08\0"])
+    junk=st.binary(min_size=0, max_size=40),
+    magic=st.sampled_from([b"", b"\0\0\x08\x03", b"\0\0\x0b\x03", b"\x1f\x8b\x08\0"]),
 )
 def test_a_file_that_holds_anything_else_is_named(fashion, junk, magic):
     path = fashion[0] / "FashionMNIST" / "raw" / NAMES["train", "images"]
@@ -162,7 +163,11 @@ def test_arrays_in_memory_are_taken_as_they_are(as_type, dtype, shape):
 def test_an_npz_file_is_the_same_as_its_arrays(tmp_path):
     images, targets = arrays()
     np.savez(
-        tmp_path / "data.npz", train_images=images, train_targets=targets, test_images=images[:6], test_targets=targets[:6]
+        tmp_path / "data.npz",
+        train_images=images,
+        train_targets=targets,
+        test_images=images[:6],
+        test_targets=targets[:6],
     )
     data = TensorData(str(tmp_path / "data.npz"), val_size=0)
     assert np.array_equal(data.train_set.images[:, 0].numpy(), images)
@@ -253,7 +258,9 @@ def test_labels_out_of_range_or_of_another_kind_are_refused(targets, names, mess
 
 def test_labels_of_the_test_split_are_checked_too():
     images, targets = arrays()
-    data = TensorData(train_images=images, train_targets=targets, test_images=images, test_targets=targets + 1, val_size=0)
+    data = TensorData(
+        train_images=images, train_targets=targets, test_images=images, test_targets=targets + 1, val_size=0
+    )
     with pytest.raises(DataError, match="test split run from 1 to 3"):
         _ = data.test_set
 

@@ -10,7 +10,15 @@ from torch.utils.data import DataLoader
 
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.learning_rate import Cosine, Plateau, ScheduleLearningRate, Step, Warmup
-from tests.lightning_tools import Foreign, Killed, RecordRates, SaveAtBatch, plain_loader, quiet_trainer, resident_loader
+from tests.lightning_tools import (
+    Foreign,
+    Killed,
+    RecordRates,
+    SaveAtBatch,
+    plain_loader,
+    quiet_trainer,
+    resident_loader,
+)
 
 RUNS = [
     ({"max_epochs": 3}, 18),
@@ -22,7 +30,9 @@ RUNS = [
 SCHEDULES = [Cosine(), Step("2st", 0.5), Warmup(Cosine(0.1), "2st")]
 
 
-def recorded(schedule, loader=None, module=None, callbacks=(), ckpt_path=None, val=None, **arguments) -> list[list[float]]:
+def recorded(
+    schedule, loader=None, module=None, callbacks=(), ckpt_path=None, val=None, **arguments
+) -> list[list[float]]:
     rates = RecordRates()
     trainer = quiet_trainer(ScheduleLearningRate(schedule), rates, *callbacks, **arguments)
     trainer.fit(module or Foreign(), loader or plain_loader(), val, ckpt_path=ckpt_path)
@@ -171,7 +181,10 @@ class Worsening(Foreign):
 def test_plateau_reacts_to_the_validations_as_torch_does():
     losses = [1.0, 0.5, 0.6, 0.7, 0.4, 0.45, 0.45, 0.45]
     groups = recorded(
-        Plateau("val_loss", gamma=0.5, patience=1), module=Worsening(losses), val=plain_loader(4), max_epochs=len(losses)
+        Plateau("val_loss", gamma=0.5, patience=1),
+        module=Worsening(losses),
+        val=plain_loader(4),
+        max_epochs=len(losses),
     )
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1, eps=0)

@@ -8,7 +8,15 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.learning_rate import Cosine, ScheduleLearningRate
 from lightning_cnnopt.parallel import ScaleRateWithBatchSize, ramp, rate_scale
-from tests.lightning_tools import Foreign, Killed, RecordRates, SaveAtBatch, plain_loader, quiet_trainer, resident_loader
+from tests.lightning_tools import (
+    Foreign,
+    Killed,
+    RecordRates,
+    SaveAtBatch,
+    plain_loader,
+    quiet_trainer,
+    resident_loader,
+)
 
 
 def recorded(*callbacks, loader=None, ckpt_path=None, **arguments) -> list[list[float]]:
@@ -83,7 +91,9 @@ def test_resumed_with_another_batch_it_goes_on_at_the_rate_of_the_new_one(tmp_pa
     path = tmp_path / "cut.ckpt"
     with pytest.raises(Killed):
         recorded(ScaleRateWithBatchSize(base_batch_size=8), SaveAtBatch(6, path), max_epochs=2)
-    groups = recorded(ScaleRateWithBatchSize(base_batch_size=8), loader=plain_loader(12, 4), ckpt_path=str(path), max_epochs=2)
+    groups = recorded(
+        ScaleRateWithBatchSize(base_batch_size=8), loader=plain_loader(12, 4), ckpt_path=str(path), max_epochs=2
+    )
     assert groups[-1] == pytest.approx([0.05, 0.005])
 
 
@@ -96,7 +106,7 @@ class OwnScheduler(Foreign):
 
 
 def test_a_scheduler_of_the_modules_own_is_named_and_refused():
-    with pytest.raises(ConfigurationError, match="ScaleRateWithBatchSize .*ConstantLR"):
+    with pytest.raises(ConfigurationError, match=r"ScaleRateWithBatchSize .*ConstantLR"):
         quiet_trainer(ScaleRateWithBatchSize()).fit(OwnScheduler(), plain_loader())
 
 
