@@ -136,6 +136,12 @@ class CnnoptCLI(LightningCLI):
             callbacks.append(RunReport())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
+    def before_fit(self) -> None:
+        """Find the run's directory; every rank takes part in asking for it."""
+        self.run_directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    before_validate = before_test = before_predict = before_fit
+
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to, and say where everything is."""
         if self._get(self.config, "test_after_fit"):
@@ -147,13 +153,7 @@ class CnnoptCLI(LightningCLI):
         """Say where everything is."""
         self._tell()
 
-    def after_test(self) -> None:
-        """Say where everything is."""
-        self._tell()
-
-    def after_predict(self) -> None:
-        """Say where everything is."""
-        self._tell()
+    after_test = after_predict = after_validate
 
     def _checkpoint(self) -> ModelCheckpoint:
         if isinstance(self.model, ImageClassifier) and getattr(self.datamodule, "val_size", False):
@@ -162,9 +162,9 @@ class CnnoptCLI(LightningCLI):
 
     @rank_zero_only
     def _tell(self) -> None:
-        directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        print(f"\nThis run is in {directory}:")
-        for label, path in locations(self.trainer, directory):
+        assert self.run_directory is not None
+        print(f"\nThis run is in {self.run_directory}:")
+        for label, path in locations(self.trainer, self.run_directory):
             print(f"  {label + ':':32}{path}")
 
 

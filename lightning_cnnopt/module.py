@@ -303,7 +303,12 @@ class ImageClassifier(LightningModule):
             self.preprocessing.set(data.mean, data.std)
             self._preprocessing_is_set = True
         checkpoints.check_network_fits(self)
-        if stage == "fit" and not self._weights_are_set and self.trainer.ckpt_path is None:
+
+    @override
+    def on_fit_start(self) -> None:
+        # here and not in setup, where nothing tells a run that will be resumed from a fresh one
+        if not self._weights_are_set:
+            data: Any = getattr(self.trainer, "datamodule", None)
             wanted = self.initializer is not None and self.initializer.needs_sample
             draw = getattr(data, "sample_batch", None) if wanted else None
             self.initialize(self.network, None if draw is None else draw())
@@ -397,10 +402,11 @@ class ImageClassifier(LightningModule):
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        images, index = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        named = isinstance(batch, Mapping) and "index" in batch
+        images = batch["image"] if named else batch[0] if isinstance(batch, (tuple, list)) else batch
         logits = self(images)
         result = {"probabilities": logits.softmax(1) if self.task == "multiclass" else logits.sigmoid()}
-        return result if index is None else {"index": index, **result}
+        return {"index": batch["index"], **result} if named else result
 
     # checkpoints
 
@@ -447,8 +453,9 @@ class ImageClassifier(LightningModule):
         values = metrics.compute()
         metrics.reset()
         shown = {name for name in values if name.endswith(("_loss", "_acc"))}
-        self.log_dict({name: value for name, value in values.items() if name in shown}, prog_bar=True)
-        self.log_dict({name: value for name, value in values.items() if name not in shown})
+        # every rank holds the same values already; Lightning can't know and asks for the mean
+        self.log_dict({name: value for name, value in values.items() if name in shown}, prog_bar=True, sync_dist=True)
+        self.log_dict({name: value for name, value in values.items() if name not in shown}, sync_dist=True)
 
 
 def _mark_weights_as_set(module: nn.Module, incompatible_keys: Any) -> None:

@@ -84,9 +84,7 @@ def test_multiclass_metrics_are_scikit_learns(classes):
         sk.f1_score(targets, guess, labels=seen, average="macro", zero_division=0), abs=1e-6
     )
     assert result["test_loss"] == pytest.approx(sk.log_loss(targets, probabilities.double(), labels=labels), rel=1e-4)
-    assert result["test_ece"] == pytest.approx(
-        float(multiclass_calibration_error(probabilities, targets, classes)), abs=1e-6
-    )
+    assert result["test_ece"] == pytest.approx(float(multiclass_calibration_error(probabilities, targets, classes)), abs=1e-6)
     if classes >= 10:
         expected = sk.top_k_accuracy_score(targets, probabilities, k=5, labels=labels)
         assert result["test_acc_top5"] == pytest.approx(expected)
@@ -324,9 +322,7 @@ def test_a_ready_made_network_has_to_be_passed_again_and_then_works(tmp_path):
 def test_a_checkpoint_of_other_shapes_or_of_another_network_says_what_differs(tmp_path):
     path, _, data = saved(tmp_path)
     wider = classifier(data, partial(ConvNet, widths=(6,), depth=1, dense=(8,)))
-    with pytest.raises(
-        CheckpointError, match=r"network.stages.0.0.conv.weight.*\(4, 1, 3, 3\) there and \(6, 1, 3, 3\) here"
-    ):
+    with pytest.raises(CheckpointError, match=r"network.stages.0.0.conv.weight.*\(4, 1, 3, 3\) there and \(6, 1, 3, 3\) here"):
         quiet_trainer().test(wider, data, ckpt_path=str(path), verbose=False)
     with pytest.raises(CheckpointError, match=r"missing there.*no place here"):
         quiet_trainer(max_epochs=2).fit(classifier(data, Linear), data, ckpt_path=str(path))
@@ -482,7 +478,6 @@ def test_weights_that_were_loaded_are_never_drawn_anew(tmp_path):
         assert_same_weights(weights_of(model), trained)
 
 
-@pytest.mark.xfail(strict=True, reason="Trainer.ckpt_path is still None in setup, so a resume is not seen there")
 def test_a_resumed_run_does_not_even_call_the_initialization(tmp_path):
     data = data_of()
     path, *_ = saved(tmp_path, data, frozen(data))

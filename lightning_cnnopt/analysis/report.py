@@ -18,7 +18,7 @@ from lightning_cnnopt.analysis.plots import plot_confusion, plot_curves, plot_im
 from lightning_cnnopt.augmentation import Augmentation, AugmentBatches
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of, is_logged
-from lightning_cnnopt.core.schedule import FactorLR
+from lightning_cnnopt.core.rates import FactorLR
 from lightning_cnnopt.core.surgery import applied_edits
 
 
@@ -46,13 +46,18 @@ class RunReport(TechniqueCallback):
         """Points (optimizer step, value) by metric."""
         self._confusion: MulticlassConfusionMatrix | None = None
         self._steps_per_epoch = 1.0
+        self._folder = Path()
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # every rank takes part in log_dir
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_per_epoch = max(1.0, float(trainer.num_training_batches) / trainer.accumulate_grad_batches)
         if not trainer.is_global_zero:
             return
-        directory = self._directory(trainer)
+        directory = self._folder
         directory.mkdir(parents=True, exist_ok=True)
         derived = resolved_values(trainer, pl_module)
         text = yaml.safe_dump(derived, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
@@ -125,18 +130,15 @@ class RunReport(TechniqueCallback):
         # only here is it known which validation was the last: EarlyStopping, max_time and max_steps end a training, too
         self._draw_confusion(trainer, pl_module, "val")
         if trainer.is_global_zero and self.history and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            save_figure(plot_curves(self.history, self._steps_per_epoch), self._directory(trainer) / "curves.png")
+            save_figure(plot_curves(self.history, self._steps_per_epoch), self._folder / "curves.png")
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return {"history": {name: [list(point) for point in points] for name, points in self.history.items()}}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def resume(self, state_dict: dict[str, Any]) -> None:
         self.history = {name: [(x, y) for x, y in points] for name, points in state_dict["history"].items()}
-
-    def _directory(self, trainer: Trainer) -> Path:
-        return Path(self.directory or trainer.log_dir or trainer.default_root_dir)
 
     def _note(self, trainer: Trainer, name: str, value: float) -> None:
         points = self.history.setdefault(name, [])
@@ -161,7 +163,7 @@ class RunReport(TechniqueCallback):
             names = getattr(pl_module, "class_names", None) or [str(index) for index in range(len(counts))]
             accuracy = counts.diag().sum() / counts.sum()
             figure = plot_confusion(counts, names, f"{split}: {int(counts.sum())} images, accuracy {float(accuracy):.2%}")
-            save_figure(figure, self._directory(trainer) / f"confusion_{split}.png")
+            save_figure(figure, self._folder / f"confusion_{split}.png")
 
     def _draw_augmentation(self, trainer: Trainer, augmentation: Augmentation, directory: Path) -> None:
         data: Any = getattr(trainer, "datamodule", None)

@@ -28,7 +28,7 @@ class ConvNet(nn.Module):
         widths: Filters of each stage.
         depth: Convolutions in a stage.
         kernel_size: Odd side of the square kernels.
-        padding: ``"valid"`` (none, as Keras does by default) or ``"same"``.
+        padding: ``"same"`` keeps the image's size, ``"valid"`` pads nothing.
         pooling: ``"max"`` or ``"average"`` over 2×2, or ``"strided"``: the stage's last convolution strides by 2.
         dense: Widths of the dense layers between the convolutions and the logits; may be empty.
         global_pooling: Average each channel over the image in place of flattening it.
@@ -60,7 +60,7 @@ class ConvNet(nn.Module):
         widths: Sequence[int] = (32,),
         depth: int = 2,
         kernel_size: int = 3,
-        padding: Literal["same", "valid"] = "valid",
+        padding: Literal["same", "valid"] = "same",
         pooling: Literal["max", "average", "strided"] = "max",
         dense: Sequence[int] = (128,),
         global_pooling: bool = False,

@@ -86,7 +86,7 @@ class AugmentBatches(TechniqueCallback):
         return {} if self._augmentation is None else self._augmentation.state_dict()
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def resume(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
 
     def _wrap(self, trainer: Trainer, owner: Any, augmentation: Augmentation) -> None:

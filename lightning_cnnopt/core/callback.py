@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, Trainer
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_cnnopt.core.spec import Configurable
+
+SHARDING_STRATEGIES = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+"""Strategies under which no process holds whole weights."""
 
 
 class TechniqueCallback(Configurable, Callback):
@@ -17,10 +24,25 @@ class TechniqueCallback(Configurable, Callback):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
+    _state_is_ours = True
+
     @property
     @override
     def state_key(self) -> str:
         return repr(self)
+
+    def resume(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state of ``state_dict``. Called only where a fit is resumed."""
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning restores callbacks for a test with ckpt_path, too; a later fit must not start from what that left
+        self._state_is_ours = trainer.state.fn == TrainerFn.FITTING
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._state_is_ours:
+            self.resume(state_dict)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

@@ -108,7 +108,7 @@ class ResumeRandomState(TechniqueCallback):
         return {"states": gather({"cpu": torch.get_rng_state(), "cuda": cuda})}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def resume(self, state_dict: dict[str, Any]) -> None:
         states = state_dict["states"]
         if rank() < len(states):
             self._restored = states[rank()]

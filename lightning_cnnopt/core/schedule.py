@@ -9,16 +9,12 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.types import LRSchedulerConfig
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_cnnopt.core.callback import callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
@@ -70,6 +66,9 @@ class TrainingLength:
                 "Training has no known end (max_epochs=-1, or data without a length), so no schedule fits it: "
                 "set max_steps or max_time."
             )
+        optimizers = _optimizers_per_step(trainer)
+        if 0 < trainer.max_steps <= steps:
+            steps = trainer.max_steps / optimizers
         per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
         return cls(steps, math.ceil(per_epoch) if math.isfinite(per_epoch) else math.inf, seconds)
 
@@ -202,68 +201,6 @@ class Schedule(Configurable, ABC):
         """Continue from a state of :meth:`state_dict`."""
 
 
-class FactorLR(LRScheduler):
-    """Rates of all groups times factors that are functions of the optimizer step: ``lr = base · f₁(t) · f₂(t) …``.
-
-    Written closed, never ``lr *= f``, so that the ratio between groups is kept and resume is exact. Techniques that
-    multiply the rate (a schedule, batch-size scaling) share one of these per optimizer.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.factors: dict[str, Callable[[int], float]] = {}
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[Any]:
-        """Return the rate of every group at this step."""
-        factor = math.prod(f(self.last_epoch) for f in self.factors.values())
-        return [base * factor for base in self.base_lrs]
-
-    def refresh(self) -> None:
-        """Write the rates of this step again, after a factor became known."""
-        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            if hasattr(group["lr"], "fill_"):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position and the base rates; the factors are rebuilt by their techniques."""
-        return {key: value for key, value in super().state_dict().items() if key != "factors"}
-
-
-def multiply_rates(trainer: Trainer, name: str) -> list[FactorLR]:
-    """Attach a :class:`FactorLR` to every optimizer of ``trainer``, or join those there, and return them.
-
-    Call it in ``on_fit_start``: then Lightning steps, saves and restores them and ``LearningRateMonitor`` sees them. Set
-    ``scheduler.factors[name]`` and call ``refresh`` in ``on_train_start``, once the length of training is known.
-
-    Raises:
-        ConfigurationError: If the LightningModule brought a scheduler of its own, or ``name`` is taken.
-    """
-    if trainer.max_epochs == 0 or trainer.max_steps == 0:
-        raise ConfigurationError(f"{name} needs a length of training: max_epochs and max_steps must not be 0.")
-    schedulers: list[FactorLR] = []
-    for index, optimizer in enumerate(trainer.optimizers):
-        existing = [config.scheduler for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is optimizer]
-        if any(not isinstance(scheduler, FactorLR) for scheduler in existing):
-            raise ConfigurationError(
-                f"{name} sets the learning rate, and so does {type(existing[0]).__name__} from configure_optimizers. Keep one: "
-                f"return only the optimizer there, or take {name} away."
-            )
-        if existing:
-            scheduler = cast(FactorLR, existing[0])
-        else:
-            scheduler = FactorLR(optimizer)
-            label = "lr" if len(trainer.optimizers) == 1 else f"lr-{index}"
-            trainer.lr_scheduler_configs.append(LRSchedulerConfig(scheduler, interval="step", name=label))
-        if name in scheduler.factors:
-            raise ConfigurationError(f"Two callbacks apply {name}; keep one.")
-        scheduler.factors[name] = _one
-        schedulers.append(scheduler)
-    return schedulers
-
-
 def progress_of(trainer: Trainer, length: TrainingLength, step: int) -> float:
     """Return how much of training is done at optimizer step ``step``: of its steps or of its time, whichever is further."""
     progress = min(1.0, step / length.steps)
@@ -272,9 +209,14 @@ def progress_of(trainer: Trainer, length: TrainingLength, step: int) -> float:
     return progress
 
 
-def _one(step: int) -> float:
-    del step
-    return 1.0
+def steps_done(trainer: Trainer) -> int:
+    """Return the optimizer steps so far; under manual optimization with several optimizers, those of one of them."""
+    return trainer.global_step // _optimizers_per_step(trainer)
+
+
+def _optimizers_per_step(trainer: Trainer) -> int:
+    # under manual optimization Lightning's global_step counts the steps of every optimizer
+    return 1 if trainer.lightning_module.automatic_optimization else max(1, len(trainer.optimizers))
 
 
 def _timers(trainer: Trainer) -> list[Timer]:

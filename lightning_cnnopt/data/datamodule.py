@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from typing_extensions import override
@@ -233,6 +234,8 @@ class ImageDataModule(LightningDataModule):
         if normalize is None:
             normalize = getattr(getattr(self.trainer, "lightning_module", None), "preprocessing", None) is None
         if normalize:
+            if isinstance(batch, dict):  # a batch to predict has no targets
+                return {**batch, "image": self._normalized(batch["image"])}
             images, targets = read_batch(batch)
             batch = write_batch(batch, self._normalized(images), targets)
         return batch
@@ -243,7 +246,8 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.augmentation.load_state_dict(state_dict["augmentation"])
+        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:  # not for a test with ckpt_path
+            self.augmentation.load_state_dict(state_dict["augmentation"])
 
     def _load_train(self) -> None:
         if "train" in self._sets:
@@ -314,7 +318,7 @@ def as_images(value: Any, owner: str) -> Tensor:
         images = images.unsqueeze(1)
     if images.ndim != 4:
         raise DataError(f"{owner}: images have to be (N, H, W) or (N, C, H, W); got shape {tuple(images.shape)}.")
-    if images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+    if images.shape[-1] in (1, 3, 4) and images.shape[1] >= 8:
         raise DataError(
             f"{owner}: images of shape {tuple(images.shape)} look channels-last; pass images.transpose(0, 3, 1, 2)."
         )

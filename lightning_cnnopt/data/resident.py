@@ -28,7 +28,7 @@ class ResidentLoader:
         batch_size: Samples of a batch on each rank.
         shuffle: Whether to draw a new order each epoch. Such a loader is for training.
         drop_last: Whether to leave a last, smaller slice out.
-        with_index: Yield ``(images, indices)``, for prediction, in place of ``(images, targets)``.
+        with_index: Yield ``{"image": …, "index": …}``, for prediction, in place of ``(images, targets)``.
         seed: Seed of the order; by default the run's.
 
     Raises:
@@ -72,7 +72,7 @@ class ResidentLoader:
         """Return the number of batches, the same on every rank."""
         return len(self._cuts())
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | dict[str, Tensor]]:
         """Yield the batches of the next epoch, or what is left of the one that was resumed."""
         cuts = self._cuts()
         start = 0
@@ -90,7 +90,10 @@ class ResidentLoader:
             index = order[begin:end].tensor_split(ranks)[here]
             images = flat.index_select(0, index).view(-1, *self.images.shape[1:])
             self._position += 1
-            yield images, index if self.with_index else self.targets.index_select(0, index)
+            if self.with_index:
+                yield {"image": images, "index": index}
+            else:
+                yield images, self.targets.index_select(0, index)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position within the epoch and the state from which its order was drawn."""

@@ -93,7 +93,7 @@ class ClassWeights(TechniqueCallback):
 def _weighted_criterion(module: nn.Module) -> tuple[nn.Module, str]:
     found: list[tuple[nn.Module, str]] = []
     for child in module.modules():
-        if isinstance(child, nn.modules.loss._Loss):
+        if isinstance(child, (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss, nn.MultiMarginLoss)):
             found += [(child, name) for name in ("pos_weight", "weight") if name in child._buffers][:1]
     if not found:
         raise ConfigurationError(

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cnnopt.core.callback import TechniqueCallback
+from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.randomness import Stream
 from lightning_cnnopt.core.surgery import network_of
@@ -45,14 +45,23 @@ class InitializeWeights(TechniqueCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or self._done or trainer.ckpt_path is not None:
-            return
         if getattr(pl_module, "initializer", None) is not None:
             raise ConfigurationError(
-                f"{type(pl_module).__name__} has initializer={pl_module.initializer!r} and the callback "
-                "InitializeWeights draws "
-                "the same weights; keep one."
+                f"{type(pl_module).__name__} has initializer={pl_module.initializer!r} and the callback InitializeWeights "
+                "draws the same weights; keep one."
             )
+        if isinstance(trainer.strategy, SHARDING_STRATEGIES):
+            raise ConfigurationError(
+                f"InitializeWeights needs whole weights; {type(trainer.strategy).__name__} shards them. Call the initializer "
+                "in your module's configure_model."
+            )
+        network_of(pl_module, self.submodule)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here and not in setup, where nothing tells a run that will be resumed from a fresh one
+        if self._done or trainer.ckpt_path is not None:
+            return
         network = network_of(pl_module, self.submodule)
         sample = self.sample
         if sample is None and self.initializer.needs_sample:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lightning_cnnopt.core.callback import TechniqueCallback
-from lightning_cnnopt.core.schedule import FactorLR, Schedule, TrainingLength, multiply_rates, progress_of
+from lightning_cnnopt.core.rates import RateCallback
+from lightning_cnnopt.core.schedule import Schedule, TrainingLength
 
 
-class ScheduleLearningRate(TechniqueCallback):
+class ScheduleLearningRate(RateCallback):
     """Applies a schedule to the learning rate of any LightningModule, every optimizer step.
 
     Every group of every optimizer is multiplied, so the ratios between groups stay. Lightning steps the scheduler, saves
@@ -36,41 +38,19 @@ class ScheduleLearningRate(TechniqueCallback):
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self._bound: Schedule | None = None
-        self._schedulers: list[FactorLR] = []
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._schedulers = multiply_rates(trainer, type(self).__name__)
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        length = TrainingLength.of(trainer)
-        manual = not pl_module.automatic_optimization
-        if manual:
-            length = TrainingLength(
-                length.steps * trainer.accumulate_grad_batches,
-                length.steps_per_epoch * trainer.accumulate_grad_batches,
-                length.seconds,
-            )
-        bound = self._bound = self.schedule.bind(length)
-        for scheduler in self._schedulers:
-            scheduler.factors[type(self).__name__] = lambda step: bound.factor(progress_of(trainer, length, step))
-            scheduler.refresh()
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not pl_module.automatic_optimization:
-            for scheduler in self._schedulers:
-                scheduler.step()
+    def make_factor(self, trainer: Trainer, length: TrainingLength) -> Callable[[float], float]:
+        """Return the schedule, its durations turned into fractions of this training."""
+        self._bound = self.schedule.bind(length)
+        return self._bound.factor
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or self._bound is None:
+        if trainer.sanity_checking or self._bound is None or trainer.state.fn != TrainerFn.FITTING:
             return
         self._bound.observe({name: float(value) for name, value in trainer.callback_metrics.items()})
-        for scheduler in self._schedulers:
+        for scheduler in self.schedulers:
             scheduler.refresh()
 
     @override
@@ -78,5 +58,5 @@ class ScheduleLearningRate(TechniqueCallback):
         return (self._bound or self.schedule).state_dict()
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def resume(self, state_dict: dict[str, Any]) -> None:
         self.schedule.load_state_dict(state_dict)

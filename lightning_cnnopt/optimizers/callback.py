@@ -7,11 +7,10 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
+from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.schedule import (
     DurationLike,
@@ -19,6 +18,7 @@ from lightning_cnnopt.core.schedule import (
     fraction_of,
     parse_duration,
     progress_of,
+    steps_done,
     steps_of,
 )
 from lightning_cnnopt.optimizers.functional import ema_decay, ema_update_
@@ -72,25 +72,26 @@ class EMA(TechniqueCallback):
         self._raw: dict[str, Tensor] | None = None  # the network's own weights while it holds the averaged ones
         self._restored_raw: dict[str, Tensor] | None = None
         self._last_step = -1
+        self._is_over = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         others = [type(c).__name__ for c in callbacks_of(trainer) if c is not self and isinstance(c, (EMA, WeightAveraging))]
         if others:
             raise ConfigurationError(f"EMA and {others[0]} both replace the weights for evaluation; keep one.")
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        if isinstance(trainer.strategy, SHARDING_STRATEGIES):
             raise ConfigurationError(f"EMA needs whole weights on each device; {type(trainer.strategy).__name__} shards them.")
         if any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in callbacks_of(trainer)):
             raise ConfigurationError(
-                "ModelCheckpoint(save_weights_only=True) asks no callback, so it would save the raw weights and "
-                "not the average. Leave "
-                "save_weights_only off with EMA."
+                "ModelCheckpoint(save_weights_only=True) asks no callback, so it would save the raw weights and not the "
+                "average. Leave save_weights_only off with EMA."
             )
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # the state_dict of a resumed run is the average; the raw weights come from this callback's state
         self._raw = None
+        self._is_over = False
         self._live = _Live(pl_module)
         self._average = self._live.copies()
         if self._restored_raw is not None:
@@ -98,10 +99,6 @@ class EMA(TechniqueCallback):
             self._restored_raw = None
         else:
             self.updates = 0
-        self._last_step = trainer.global_step
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
         self._length = TrainingLength.of(trainer)
         self._begin = fraction_of(self.start, self._length, "start")
@@ -119,7 +116,7 @@ class EMA(TechniqueCallback):
             return  # gradients are still accumulating
         self._last_step = trainer.global_step
         current = self._live.tensors()
-        if progress_of(trainer, self._length, trainer.global_step) < self._begin:
+        if progress_of(trainer, self._length, steps_done(trainer)) < self._begin:
             decay = 0.0
         else:
             decay = ema_decay(self.updates, self._decay, self.warmup)
@@ -140,9 +137,9 @@ class EMA(TechniqueCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # the module holds the average from here on; a later validation must not swap it out
-        self._raw = None
-        self._average = {}
+        # the module holds the average from here on, and a later validation must not swap it out; the raw weights stay for
+        # checkpoints that are still to come
+        self._is_over = True
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -163,18 +160,18 @@ class EMA(TechniqueCallback):
         return {"updates": self.updates}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def resume(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
         self._restored_raw = state_dict.get("raw")
 
     def _swap_in(self) -> None:
-        if self._average and self._raw is None:
+        if self._average and self._raw is None and not self._is_over:
             current = self._live.tensors()
             self._raw = self._live.copies()
             _copy(self._average, current)
 
     def _swap_out(self) -> None:
-        if self._raw is not None:
+        if self._raw is not None and not self._is_over:
             _copy(self._raw, self._live.tensors())
             self._raw = None
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
+import functools
+from collections.abc import Callable
+
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from lightning_cnnopt.core.callback import TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
-from lightning_cnnopt.core.schedule import (
-    DurationLike,
-    FactorLR,
-    TrainingLength,
-    fraction_of,
-    multiply_rates,
-    parse_duration,
-    progress_of,
-)
+from lightning_cnnopt.core.rates import RateCallback
+from lightning_cnnopt.core.schedule import DurationLike, TrainingLength, fraction_of, parse_duration
 from lightning_cnnopt.parallel.functional import Rule, ramp, rate_scale
 
 
-class ScaleRateWithBatchSize(TechniqueCallback):
+class ScaleRateWithBatchSize(RateCallback):
     """Multiplies the learning rate by what the global batch is to the batch at which the rate was tuned.
 
     The global batch is batch size × processes × accumulation. The factor joins that of a schedule, so the two combine in
@@ -63,25 +58,17 @@ class ScaleRateWithBatchSize(TechniqueCallback):
         self.batch_size = batch_size
         self.scale = 1.0
         """The factor in force."""
-        self._schedulers: list[FactorLR] = []
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._schedulers = multiply_rates(trainer, type(self).__name__)
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def make_factor(self, trainer: Trainer, length: TrainingLength) -> Callable[[float], float]:
+        """Return the scaled rate over the base rate, with the ramp towards it."""
         batch_size = self.batch_size if self.batch_size is not None else getattr(trainer.train_dataloader, "batch_size", None)
         if not isinstance(batch_size, int):
             raise ConfigurationError(f"{type(self).__name__}: the training loader states no batch_size; pass batch_size=.")
         total = batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        scale = self.scale = rate_scale(total, self.base_batch_size, self.rule)
-        length = TrainingLength.of(trainer)
-        duration = fraction_of(self.warmup, length, "warmup")
-        for scheduler in self._schedulers:
-            scheduler.factors[type(self).__name__] = lambda step: ramp(progress_of(trainer, length, step), scale, duration)
-            scheduler.refresh()
+        self.scale = rate_scale(total, self.base_batch_size, self.rule)
         rank_zero_info(
             f"The global batch is {total} ({batch_size} × {trainer.world_size} processes × {trainer.accumulate_grad_batches} "
-            f"accumulated); the learning rate is multiplied by {scale:g}."
+            f"accumulated); the learning rate is multiplied by {self.scale:g}."
         )
+        return functools.partial(ramp, scale=self.scale, duration=fraction_of(self.warmup, length, "warmup"))

@@ -23,9 +23,7 @@ def predicted(task, path, names=None, batch_size=4):
     targets = {
         "multiclass": torch.arange(30) % 3,
         "binary": torch.arange(30) % 2,
-        "multilabel": torch.stack(
-            [torch.arange(30) % 2, torch.arange(30) % 3 == 0, torch.arange(30) % 5 == 0], 1
-        ).long(),
+        "multilabel": torch.stack([torch.arange(30) % 2, torch.arange(30) % 3 == 0, torch.arange(30) % 5 == 0], 1).long(),
     }[task]
     data = TensorData(
         train_images=images, train_targets=targets, test_images=images[:11], test_targets=targets[:11],
@@ -68,6 +66,4 @@ def test_of_several_labels_all_that_are_likely_are_written(tmp_path):
     for row, values in zip(rows, logits.sigmoid().tolist(), strict=True):
         likely = [i for i, value in enumerate(values) if value > 0.5]
         assert row["class"].split(";") == ([names[i] for i in likely] or [""])
-        assert [float(p) for p in row["probability"].split(";") if p] == pytest.approx(
-            [values[i] for i in likely], abs=1e-5
-        )
+        assert [float(p) for p in row["probability"].split(";") if p] == pytest.approx([values[i] for i in likely], abs=1e-5)

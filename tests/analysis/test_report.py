@@ -33,9 +33,7 @@ def data_of(channels=1, **arguments) -> TensorData:
 def fitted(tmp_path, *callbacks, data=None, **arguments):
     data = data or data_of(augmentation=[HorizontalFlip(), PaddedCrop(1)])
     model = ImageClassifier(Linear, schedule=Cosine(), **data.model_args())
-    trainer = quiet_trainer(
-        RunReport(str(tmp_path)), *callbacks, **{"max_epochs": 2, "log_every_n_steps": 2, **arguments}
-    )
+    trainer = quiet_trainer(RunReport(str(tmp_path)), *callbacks, **{"max_epochs": 2, "log_every_n_steps": 2, **arguments})
     trainer.fit(model, data)
     return trainer, model, data
 
@@ -136,9 +134,7 @@ def test_without_augmentation_or_with_no_images_wanted_none_are_drawn(tmp_path):
 
 
 def test_a_foreign_module_gets_a_report_too(tmp_path):
-    quiet_trainer(RunReport(str(tmp_path)), max_epochs=2, log_every_n_steps=1).fit(
-        Foreign(), plain_loader(), plain_loader()
-    )
+    quiet_trainer(RunReport(str(tmp_path)), max_epochs=2, log_every_n_steps=1).fit(Foreign(), plain_loader(), plain_loader())
     assert is_a_picture(tmp_path / "curves.png")
     assert "data" not in yaml.safe_load((tmp_path / "resolved.yaml").read_text())
 

@@ -11,10 +11,10 @@ from lightning_cnnopt.core.errors import ConfigurationError
 def reference():
     """Return the network of the article, layer by layer, as Keras builds it."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.BatchNorm2d(32)),
-        *(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.BatchNorm2d(32)),
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(32)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(32)),
         *(nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(32 * 12 * 12, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Dropout(0.5)),
+        *(nn.Linear(32 * 14 * 14, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Dropout(0.5)),
         nn.Linear(128, 10),
     )
 
@@ -89,10 +89,10 @@ def test_layers_can_be_given_by_class_partial_and_name():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"image_size": (4, 4)},
-        {"image_size": (28, 4)},
-        {"widths": (8, 8, 8, 8)},
-        {"widths": (8,) * 6, "padding": "same"},
+        {"image_size": (4, 4), "padding": "valid"},
+        {"image_size": (28, 4), "padding": "valid"},
+        {"widths": (8, 8, 8, 8), "padding": "valid"},
+        {"widths": (8,) * 6},
     ],
 )
 def test_images_that_the_stages_use_up_are_refused_with_the_way_out(arguments):

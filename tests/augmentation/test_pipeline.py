@@ -69,9 +69,7 @@ def test_with_nothing_to_do_the_batch_is_handed_on_untouched():
     assert Augmentation()(batch) is batch
 
 
-@pytest.mark.parametrize(
-    "batch", [IMAGES, [IMAGES], {"picture": IMAGES, "label": TARGETS}, [torch.zeros(4, 4), TARGETS]]
-)
+@pytest.mark.parametrize("batch", [IMAGES, [IMAGES], {"picture": IMAGES, "label": TARGETS}, [torch.zeros(4, 4), TARGETS]])
 def test_what_is_no_image_batch_is_refused(batch):
     with pytest.raises(DataError):
         Augmentation([AddOne()])(batch)

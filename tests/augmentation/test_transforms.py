@@ -102,9 +102,7 @@ def test_a_shift_is_torchvisions_translation_however_far(moves):
 )
 def test_a_rotation_is_torchvisions_bilinear_one_within_a_grey_level(degrees, channels, size):
     images = images_of(len(degrees), channels, *size)
-    expected = torch.stack(
-        [oracle.rotate(i, d, InterpolationMode.BILINEAR) for i, d in zip(images, degrees, strict=True)]
-    )
+    expected = torch.stack([oracle.rotate(i, d, InterpolationMode.BILINEAR) for i, d in zip(images, degrees, strict=True)])
     turned = rotate(images, torch.tensor(degrees))
     assert turned.dtype == torch.uint8
     assert (turned.int() - expected.int()).abs().max() <= 1
@@ -113,9 +111,7 @@ def test_a_rotation_is_torchvisions_bilinear_one_within_a_grey_level(degrees, ch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_rotation_of_floats_is_torchvisions(dtype):
     images, degrees = images_of(4, 3, 9, 12, dtype), [-170.0, -10.0, 33.3, 90.0]
-    expected = torch.stack(
-        [oracle.rotate(i, d, InterpolationMode.BILINEAR) for i, d in zip(images, degrees, strict=True)]
-    )
+    expected = torch.stack([oracle.rotate(i, d, InterpolationMode.BILINEAR) for i, d in zip(images, degrees, strict=True)])
     assert torch.allclose(rotate(images, torch.tensor(degrees)), expected, atol=1e-4)
 
 

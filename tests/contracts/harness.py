@@ -73,7 +73,7 @@ class Foreign(LightningModule):
         return {"logits": logits, "targets": targets}
 
     def predict_step(self, batch, batch_idx):
-        return {"index": batch[1], "probabilities": self.network(batch[0]).softmax(1)}
+        return {"index": batch["index"], "probabilities": self.network(batch["image"]).softmax(1)}
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)

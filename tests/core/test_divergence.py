@@ -47,9 +47,7 @@ class BadWeights(Foreign):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_the_error_names_the_first_bad_step_its_epoch_and_its_rate(at, interval, value):
     module = BadLoss(at, value)
-    trainer = quiet_trainer(
-        StopOnDivergence(), ScheduleLearningRate(Cosine()), max_epochs=3, log_every_n_steps=interval
-    )
+    trainer = quiet_trainer(StopOnDivergence(), ScheduleLearningRate(Cosine()), max_epochs=3, log_every_n_steps=interval)
     rate = 0.1 * Cosine().factor(at / 18)
     expected = rf"became NaN or infinite at optimizer step {at} \(epoch {at // 6}\), learning rate {rate:g}\."
     with pytest.raises(DivergenceError, match=expected):
@@ -131,9 +129,7 @@ def test_what_was_saved_before_is_never_overwritten_by_a_bad_state(make, validat
 
 def test_the_error_names_the_tensor_that_went_bad_and_the_last_good_checkpoint(tmp_path):
     trainer = quiet_trainer(StopOnDivergence(), ModelCheckpoint(tmp_path), max_epochs=3)
-    with pytest.raises(
-        DivergenceError, match=r"optimizer step 12 .*'body.1.weight'.*was not saved.*epoch=0-step=6.ckpt"
-    ):
+    with pytest.raises(DivergenceError, match=r"optimizer step 12 .*'body.1.weight'.*was not saved.*epoch=0-step=6.ckpt"):
         trainer.fit(BadWeights(11, float("inf")), plain_loader())
 
 

@@ -12,10 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.schedule import (
-    FactorLR,
     TrainingLength,
     fraction_of,
-    multiply_rates,
     parse_duration,
     progress_of,
     steps_of,
@@ -170,70 +168,3 @@ def test_max_time_alone_gives_a_length_in_seconds():
     assert math.isinf(read.length.steps)
     assert read.length.seconds == pytest.approx(120, abs=1)
     assert 0 <= progress_of(trainer, read.length, 10**9) < 0.5
-
-
-def two_groups() -> torch.optim.Optimizer:
-    return torch.optim.SGD([{"params": [torch.zeros(1)], "lr": 0.4}, {"params": [torch.zeros(1)], "lr": 0.02}])
-
-
-def test_factors_multiply_the_base_rates_closed_and_keep_the_ratio_between_groups():
-    optimizer = two_groups()
-    scheduler = FactorLR(optimizer)
-    scheduler.factors = {"halves": lambda step: 0.5**step, "third": lambda step: 1 / 3}
-    scheduler.refresh()
-    for step in range(5):
-        rates = [group["lr"] for group in optimizer.param_groups]
-        assert rates == pytest.approx([0.4 * 0.5**step / 3, 0.02 * 0.5**step / 3])
-        assert scheduler.get_last_lr() == rates
-        optimizer.step()
-        scheduler.step()
-
-
-def test_a_rate_that_is_a_tensor_is_written_in_place():
-    rate = torch.tensor(0.4)
-    optimizer = torch.optim.Adam([torch.zeros(1)], lr=rate, capturable=False, foreach=False)
-    scheduler = FactorLR(optimizer)
-    scheduler.factors["f"] = lambda step: 0.25
-    scheduler.refresh()
-    assert optimizer.param_groups[0]["lr"] is rate
-    assert float(rate) == pytest.approx(0.1)
-
-
-def test_the_state_of_the_scheduler_holds_builtins_only_and_puts_it_back_in_place():
-    first = FactorLR(two_groups())
-    first.factors["f"] = lambda step: 1 / (1 + step)
-    for _ in range(3):
-        first.optimizer.step()
-        first.step()
-    state = first.state_dict()
-    assert "factors" not in state
-    second = FactorLR(two_groups())
-    second.factors["f"] = lambda step: 1 / (1 + step)
-    second.load_state_dict(state)
-    second.refresh()
-    assert [g["lr"] for g in second.optimizer.param_groups] == [g["lr"] for g in first.optimizer.param_groups]
-
-
-class Multiply(Callback):
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @property
-    def state_key(self):
-        return f"{self.name}{id(self)}"
-
-    def on_fit_start(self, trainer, pl_module):
-        self.schedulers = multiply_rates(trainer, self.name)
-
-
-def test_techniques_that_multiply_the_rate_share_one_scheduler():
-    first, second = Multiply("a"), Multiply("b")
-    trainer = quiet_trainer(first, second)
-    trainer.fit(Foreign(), plain_loader())
-    assert first.schedulers[0] is second.schedulers[0]
-    assert len(trainer.lr_scheduler_configs) == 1
-
-
-def test_one_technique_twice_is_refused():
-    with pytest.raises(ConfigurationError, match="Two callbacks apply a"):
-        quiet_trainer(Multiply("a"), Multiply("a")).fit(Foreign(), plain_loader())

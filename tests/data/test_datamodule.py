@@ -15,9 +15,7 @@ class Linear(torch.nn.Sequential):
     """A network for images of any size."""
 
     def __init__(self, num_classes, in_channels):
-        super().__init__(
-            torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(4 * in_channels, num_classes)
-        )
+        super().__init__(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(4 * in_channels, num_classes))
 
 
 def colours(count=60, classes=3, dtype=torch.uint8, **arguments) -> TensorData:
@@ -180,9 +178,7 @@ def test_normalization_can_be_said_outright(normalize):
 
 
 def test_training_batches_alone_are_augmented_and_mixed():
-    data = colours(
-        normalize=False, augmentation=[HorizontalFlip(1.0)], mixing=MixUp(1.0), batch_size=48, eval_batch_size=100
-    )
+    data = colours(normalize=False, augmentation=[HorizontalFlip(1.0)], mixing=MixUp(1.0), batch_size=48, eval_batch_size=100)
     module = Seeing()
     trainer = quiet_trainer(max_epochs=1)
     trainer.fit(module, data)
@@ -223,7 +219,7 @@ def test_loaders_have_the_sizes_asked_for_and_prediction_gives_indices():
     data = colours(batch_size=7, eval_batch_size=5)
     assert [len(targets) for _, targets in data.train_dataloader()] == [7] * 6 + [6]
     assert [len(targets) for _, targets in data.val_dataloader()] == [5, 5, 2]
-    assert torch.cat([index for _, index in data.predict_dataloader()]).tolist() == list(range(9))
+    assert torch.cat([batch["index"] for batch in data.predict_dataloader()]).tolist() == list(range(9))
     assert torch.cat([targets for _, targets in data.test_dataloader()]).tolist() == data.test_set.targets.tolist()
 
 

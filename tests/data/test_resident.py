@@ -207,8 +207,8 @@ def test_with_index_gives_the_numbers_of_the_samples_in_place_of_targets():
     images = torch.rand(10, 1, 3, 3)
     loader = ResidentLoader(images, torch.full((10,), 7), batch_size=4, with_index=True)
     batches = list(loader)
-    assert torch.cat([index for _, index in batches]).tolist() == list(range(10))
-    assert torch.equal(torch.cat([part for part, _ in batches]), images)
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(10))
+    assert torch.equal(torch.cat([batch["image"] for batch in batches]), images)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -222,8 +222,8 @@ def test_batches_are_copies_of_the_same_type(dtype):
 
 def test_images_that_are_not_contiguous_are_read_right():
     images = torch.arange(6 * 2 * 3 * 4).view(6, 3, 4, 2).permute(0, 3, 1, 2)
-    batch, index = next(iter(ResidentLoader(images, torch.arange(6), batch_size=6, shuffle=True, with_index=True)))
-    assert torch.equal(batch, images[index])
+    batch = next(iter(ResidentLoader(images, torch.arange(6), batch_size=6, shuffle=True, with_index=True)))
+    assert torch.equal(batch["image"], images[batch["index"]])
 
 
 def test_no_samples_or_unequal_numbers_are_refused():

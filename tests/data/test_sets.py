@@ -258,9 +258,7 @@ def test_labels_out_of_range_or_of_another_kind_are_refused(targets, names, mess
 
 def test_labels_of_the_test_split_are_checked_too():
     images, targets = arrays()
-    data = TensorData(
-        train_images=images, train_targets=targets, test_images=images, test_targets=targets + 1, val_size=0
-    )
+    data = TensorData(train_images=images, train_targets=targets, test_images=images, test_targets=targets + 1, val_size=0)
     with pytest.raises(DataError, match="test split run from 1 to 3"):
         _ = data.test_set
 

@@ -71,9 +71,7 @@ def test_the_gradient_is_that_of_a_criterion_built_with_the_weights():
     module, reference, gradients = Foreign(), Foreign(), Gradients()
     quiet_trainer(ClassWeights(counts=COUNTS), gradients, max_steps=1).fit(module, plain_loader(12, 12))
     images, targets = samples(12)
-    weight = torch.tensor(
-        compute_class_weight("balanced", classes=np.arange(3), y=np.repeat(np.arange(3), COUNTS))
-    ).float()
+    weight = torch.tensor(compute_class_weight("balanced", classes=np.arange(3), y=np.repeat(np.arange(3), COUNTS))).float()
     nn.CrossEntropyLoss(weight=weight)(reference(images), targets).backward()
     assert torch.allclose(gradients.seen[0], reference.body[1].weight.grad, atol=1e-7)
     plain = Foreign()

@@ -30,9 +30,7 @@ RUNS = [
 SCHEDULES = [Cosine(), Step("2st", 0.5), Warmup(Cosine(0.1), "2st")]
 
 
-def recorded(
-    schedule, loader=None, module=None, callbacks=(), ckpt_path=None, val=None, **arguments
-) -> list[list[float]]:
+def recorded(schedule, loader=None, module=None, callbacks=(), ckpt_path=None, val=None, **arguments) -> list[list[float]]:
     rates = RecordRates()
     trainer = quiet_trainer(ScheduleLearningRate(schedule), rates, *callbacks, **arguments)
     trainer.fit(module or Foreign(), loader or plain_loader(), val, ckpt_path=ckpt_path)

@@ -150,9 +150,7 @@ def test_until_its_start_the_average_is_the_network(start):
     trainer = quiet_trainer(ema, trace, seen, max_epochs=2, val_check_interval=1, num_sanity_val_steps=0)
     trainer.fit(module, plain_loader(), plain_loader(4))
     for step, weights in enumerate(seen.weights, start=1):
-        expected = (
-            trace.raw[step] if step < first else averaged(trace.raw[first - 1 : step + 1], [0.7] * (step - first + 1))
-        )
+        expected = trace.raw[step] if step < first else averaged(trace.raw[first - 1 : step + 1], [0.7] * (step - first + 1))
         assert_close(weights, expected)
     assert ema.updates == 12 - first + 1
 
@@ -213,9 +211,7 @@ def run_to_the_end(*callbacks, ckpt_path=None, make=lambda: EMA(0.8)):
 
 
 @pytest.mark.parametrize("batches", [1, 6, 8, 12])
-@pytest.mark.parametrize(
-    "make", [lambda: EMA(0.8), lambda: EMA(half_life="1ep", start="9st")], ids=["decay", "half-life"]
-)
+@pytest.mark.parametrize("make", [lambda: EMA(0.8), lambda: EMA(half_life="1ep", start="9st")], ids=["decay", "half-life"])
 def test_resumed_it_ends_with_the_same_bits(batches, make, tmp_path):
     whole, path = run_to_the_end(make=make), tmp_path / "cut.ckpt"
     with pytest.raises(Killed):

@@ -91,9 +91,7 @@ def test_resumed_with_another_batch_it_goes_on_at_the_rate_of_the_new_one(tmp_pa
     path = tmp_path / "cut.ckpt"
     with pytest.raises(Killed):
         recorded(ScaleRateWithBatchSize(base_batch_size=8), SaveAtBatch(6, path), max_epochs=2)
-    groups = recorded(
-        ScaleRateWithBatchSize(base_batch_size=8), loader=plain_loader(12, 4), ckpt_path=str(path), max_epochs=2
-    )
+    groups = recorded(ScaleRateWithBatchSize(base_batch_size=8), loader=plain_loader(12, 4), ckpt_path=str(path), max_epochs=2)
     assert groups[-1] == pytest.approx([0.05, 0.005])
 
 
