@@ -81,7 +81,7 @@ class CnnoptCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add this project's own arguments, and the links from data to model."""
-        parser.add_argument("--name", type=str | None, help="Name of the run; by default that of the last config file.")
+        parser.add_argument("--name", type=str | None, help="Name of the run; by default that of the first config file.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint when fit is done.")
         parser.set_defaults({"model": {"class_path": "lightning_cnnopt.ImageClassifier"}})
         for name in _FROM_DATA:
@@ -252,8 +252,8 @@ def _config_name(arguments: Sequence[str]) -> str | None:
     paths = [Path(path) for path in _config_paths(arguments) if path.endswith((".yaml", ".yml"))]
     if not paths:
         return None
-    # the config that an earlier run left in its directory is named after that run
-    return paths[-1].resolve().parent.parent.name if paths[-1].stem == "config" else paths[-1].stem
+    # the first one names the run, and what is laid over it varies it; one that an earlier run left is named after that run
+    return paths[0].resolve().parent.parent.name if paths[0].stem == "config" else paths[0].stem
 
 
 def _next_version(parent: Path) -> Path:
