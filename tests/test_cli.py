@@ -81,7 +81,7 @@ def test_test_of_a_checkpoint_needs_no_model_in_the_config(run, capfd, tmp_path)
     with (directory / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     loaded = torch.load(checkpoint)
-    assert loaded["hyper_parameters"]["network"]["init_args"]["widths"] == [32, 64]
+    assert loaded["hyper_parameters"]["network"]["init_args"]["widths"] == [64, 128]
     with next(Path("runs").glob("*/version_0/metrics.csv")).open() as stream:
         measured = [float(row["test_acc"]) for row in csv.DictReader(stream)]
     assert 0.5 < measured[-1] <= 1

@@ -1,0 +1,86 @@
+"""Test accuracy and seconds of a config over seeds, each run in a process and a directory of its own.
+
+Usage: python -m benchmarks.accuracy configs/quickstart.yaml [--seeds 5] [--least 0.985] [--seconds 60] [--root DIR]
+
+Finished seeds are kept in the JSON file, and the same command continues after them. Exits 1 if the mean accuracy is below
+``--least``, or the median time above ``--seconds``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.frame.machine import describe_machine, usable_cores
+
+
+def measure(config: Path, seed: int, root: str | None = None) -> dict[str, float]:
+    """Run one seed of a config and return its test accuracy and its seconds, start-up included.
+
+    Args:
+        config: A config with ``test_after_fit``.
+        seed: The run's seed.
+        root: Folder of the data set's files, for data modules that have any.
+    """
+    command = [sys.executable, "-m", "lightning_cnnopt", "fit", "--config", str(config.resolve()), "--name", "measured"]
+    command += ["--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
+    command += [] if root is None else ["--data.root", str(Path(root).resolve())]
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        seconds = time.perf_counter() - begin
+        with (Path(folder) / "runs" / "measured" / "version_0" / "metrics.csv").open() as stream:
+            accuracy = [float(row["test_acc"]) for row in csv.DictReader(stream) if row.get("test_acc")][-1]
+    return {"seed": seed, "test_acc": round(accuracy, 6), "seconds": round(seconds, 1)}
+
+
+def main() -> int:
+    """Run the seeds that are missing, print each, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--least", type=float, default=0.0)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--root")
+    parser.add_argument("--out", type=Path, help="by default benchmarks/results/accuracy_NAME.json; - for none")
+    arguments = parser.parse_args()
+    out = arguments.out or Path(__file__).parent / "results" / f"accuracy_{arguments.config.stem}.json"
+    keep = str(out) != "-"
+    content: dict[str, Any] = {
+        "command": f"python -m benchmarks.accuracy configs/{arguments.config.name} --seeds {arguments.seeds}"
+    }
+    content = {
+        **content,
+        "config": arguments.config.read_text(),
+        "machine": describe_machine(threads=usable_cores()),
+        "runs": [],
+    }
+    if keep and out.exists():
+        before = json.loads(out.read_text())
+        if before["config"] == content["config"]:  # figures of another recipe don't mix with these
+            content["runs"] = before["runs"]
+    for seed in range(arguments.seeds):
+        if any(run["seed"] == seed for run in content["runs"]):
+            continue
+        content["runs"].append(measure(arguments.config, seed, arguments.root))
+        run = content["runs"][-1]
+        print(f"seed {seed}: test accuracy {run['test_acc']:.4f}, {run['seconds']:.1f} s with start-up", flush=True)
+        if keep:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(content, indent=1) + "\n")
+    mean = statistics.mean(run["test_acc"] for run in content["runs"])
+    median = statistics.median(run["seconds"] for run in content["runs"])
+    print(f"{arguments.config.name}: mean test accuracy {mean:.4f} over {len(content['runs'])} seeds, median {median:.1f} s")
+    return 0 if mean >= arguments.least and median <= arguments.seconds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
