@@ -24,9 +24,9 @@ from torchmetrics.classification import (
 from typing_extensions import override
 
 from lightning_cnnopt.activation import SwapActivation
-from lightning_cnnopt.architecture import ConvNet
+from lightning_cnnopt.architecture import ConvNet, NetworkFactory, Preprocessing
 from lightning_cnnopt.core import checkpoints
-from lightning_cnnopt.core.batch import read_batch, to_float
+from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import callbacks_of, is_logged
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
@@ -45,57 +45,11 @@ from lightning_cnnopt.regularization.functional import add_gradient
 Task = Literal["multiclass", "binary", "multilabel"]
 
 
-class NetworkFactory(Protocol):
-    """Makes a network from what the data says: a class, a ``functools.partial`` of one, or a function.
-
-    Of the three arguments it is given those that it takes, by name.
-    """
-
-    def __call__(self, *, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
-        """Return the network."""
-
-
 class MetricFactory(Protocol):
     """Makes a metric of torchmetrics; of the two arguments it is given those that it takes, by name."""
 
     def __call__(self, *, num_classes: int, num_labels: int) -> Metric:
         """Return the metric."""
-
-
-class Preprocessing(nn.Module):
-    """Turns uint8 images, or floats in [0, 1], into what the network is fed: (x - mean) / std for each channel.
-
-    It is part of the LightningModule, so mean and standard deviation are in every checkpoint and every export.
-
-    Args:
-        channels: Channels of an image.
-        mean: Mean of each channel for pixels in [0, 1]; 0 by default.
-        std: Standard deviation of each channel; 1 by default.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
-        self.register_buffer("std", torch.ones(1, channels, 1, 1))
-        if mean is not None and std is not None:
-            self.set(mean, std)
-
-    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set both, one number per channel."""
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != self.mean.numel():
-                raise ConfigurationError(f"{name}={list(values)} has {len(values)} numbers for {self.mean.numel()} channels.")
-        for value in std:
-            check_range("Preprocessing", "std", value, 0, low_open=True)
-        self.mean.copy_(torch.tensor(list(mean)).view_as(self.mean))
-        self.std.copy_(torch.tensor(list(std)).view_as(self.std))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return normalized floats."""
-        return (to_float(images).to(self.mean.dtype) - self.mean) / self.std
 
 
 class ImageClassifier(LightningModule):

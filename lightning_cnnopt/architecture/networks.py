@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.spec import factory_of
+
+
+class NetworkFactory(Protocol):
+    """Makes a network from what the data says: a class, a ``functools.partial`` of one, or a function.
+
+    Of the three arguments it is given those that it takes, by name.
+    """
+
+    def __call__(self, *, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+        """Return the network."""
 
 
 class ConvNet(nn.Module):

@@ -305,30 +305,3 @@ class ImageDataModule(LightningDataModule):
         shape = (1, -1, 1, 1)
         mean, std = (torch.tensor(values, device=images.device).view(shape) for values in (self.mean, self.std))
         return (to_float(images) - mean) / std
-
-
-def as_images(value: Any, owner: str) -> Tensor:
-    """Return arrays as images (N, C, H, W) of uint8 or of floats in [0, 1].
-
-    Raises:
-        DataError: If the shape or the range is another one.
-    """
-    images = torch.as_tensor(value)
-    if images.ndim == 3:
-        images = images.unsqueeze(1)
-    if images.ndim != 4:
-        raise DataError(f"{owner}: images have to be (N, H, W) or (N, C, H, W); got shape {tuple(images.shape)}.")
-    if images.shape[-1] in (1, 3, 4) and images.shape[1] >= 8:
-        raise DataError(
-            f"{owner}: images of shape {tuple(images.shape)} look channels-last; pass images.transpose(0, 3, 1, 2)."
-        )
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise DataError(f"{owner}: images have to be uint8, or floats in [0, 1]; got {images.dtype}.")
-    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
-    if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"{owner}: float images have to be in [0, 1]; these run from {low:g} to {high:g}. Scale them, or pass uint8."
-        )
-    return images.float()

@@ -16,9 +16,8 @@ from torch import Tensor
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from typing_extensions import override
 
-from lightning_cnnopt.augmentation import Mixing, Transform
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice
-from lightning_cnnopt.data.datamodule import ImageDataModule, ImageSet, Task, as_images
+from lightning_cnnopt.data.datamodule import ImageDataModule, ImageSet, Task
 
 
 class Digits(ImageDataModule):
@@ -27,14 +26,7 @@ class Digits(ImageDataModule):
     A fixed, stratified fifth is the test split, so that seeds vary training only.
 
     Args:
-        batch_size: Samples of a training batch on each process.
-        eval_batch_size: The same for validation, test and prediction.
-        augmentation: Transforms for training.
-        mixing: Mixing for training.
-        val_size: What the training set gives to validation: a fraction, or a number of samples.
-        split_seed: Seed of the validation split.
-        normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
-        drop_last: Leave a last, smaller training batch out.
+        **arguments: Those of :class:`ImageDataModule`: batch sizes, augmentation, mixing, the validation split.
 
     Example:
         >>> digits = Digits()
@@ -62,14 +54,7 @@ class FashionMNIST(ImageDataModule):
     Args:
         root: Folder with ``FashionMNIST/raw/*-ubyte``, torchvision's layout.
         download: Fetch the files first, if they are not there.
-        batch_size: Samples of a training batch on each process.
-        eval_batch_size: The same for validation, test and prediction.
-        augmentation: Transforms for training.
-        mixing: Mixing for training.
-        val_size: What the training set gives to validation: a fraction, or a number of samples.
-        split_seed: Seed of the validation split.
-        normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
-        drop_last: Leave a last, smaller training batch out.
+        **arguments: Those of :class:`ImageDataModule`: batch sizes, augmentation, mixing, the validation split.
 
     Raises:
         DataError: If a file is missing or damaged, naming it.
@@ -84,16 +69,10 @@ class FashionMNIST(ImageDataModule):
         self,
         root: str = "data",
         download: bool = False,
-        batch_size: int = 64,
-        eval_batch_size: int = 512,
-        augmentation: Sequence[Transform] = (),
-        mixing: Mixing | None = None,
         val_size: int | float = 5000,
-        split_seed: int = 0,
-        normalize: bool | None = None,
-        drop_last: bool = False,
+        **arguments: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, augmentation, mixing, val_size, split_seed, normalize, drop_last)
+        super().__init__(val_size=val_size, **arguments)
         self.root = root
         self.download = download
 
@@ -126,14 +105,7 @@ class TensorData(ImageDataModule):
         test_targets: Its targets.
         class_names: Names of the classes; their number is the number of classes. By default the greatest target counts.
         task: What kind of targets there are.
-        batch_size: Samples of a training batch on each process.
-        eval_batch_size: The same for validation, test and prediction.
-        augmentation: Transforms for training.
-        mixing: Mixing for training.
-        val_size: What the training set gives to validation: a fraction, or a number of samples.
-        split_seed: Seed of the validation split.
-        normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
-        drop_last: Leave a last, smaller training batch out.
+        **arguments: Those of :class:`ImageDataModule`: batch sizes, augmentation, mixing, the validation split.
 
     Raises:
         DataError: If arrays are missing, damaged, of the wrong shape, or labels are out of range.
@@ -153,14 +125,7 @@ class TensorData(ImageDataModule):
         test_targets: Any = None,
         class_names: Sequence[str] | None = None,
         task: Task = "multiclass",
-        batch_size: int = 64,
-        eval_batch_size: int = 512,
-        augmentation: Sequence[Transform] = (),
-        mixing: Mixing | None = None,
-        val_size: int | float = 0.1,
-        split_seed: int = 0,
-        normalize: bool | None = None,
-        drop_last: bool = False,
+        **arguments: Any,
     ) -> None:
         check_choice("TensorData", "task", task, ("multiclass", "binary", "multilabel"))
         arrays = {
@@ -185,7 +150,7 @@ class TensorData(ImageDataModule):
                 if arrays[f"{split}_targets"] is None:
                     raise DataError(f"{source}: {split}_targets is missing.")
                 self._given[split] = ImageSet(
-                    as_images(arrays[f"{split}_images"], source), _as_targets(arrays[f"{split}_targets"], task, source)
+                    _as_images(arrays[f"{split}_images"], source), _as_targets(arrays[f"{split}_targets"], task, source)
                 )
         train = self._given["train"]
         if len(train) == 0:
@@ -195,7 +160,7 @@ class TensorData(ImageDataModule):
         else:
             self._num_classes = 1 if task == "binary" else train.targets.shape[1]
         self._class_names = list(class_names) if class_names is not None else None
-        super().__init__(batch_size, eval_batch_size, augmentation, mixing, val_size, split_seed, normalize, drop_last)
+        super().__init__(**arguments)
 
     @property
     @override
@@ -221,6 +186,33 @@ class TensorData(ImageDataModule):
     @override
     def load(self, split: Literal["train", "test"]) -> ImageSet | None:
         return self._given.get(split)
+
+
+def _as_images(value: Any, owner: str) -> Tensor:
+    """Return arrays as images (N, C, H, W) of uint8 or of floats in [0, 1].
+
+    Raises:
+        DataError: If the shape or the range is another one.
+    """
+    images = torch.as_tensor(value)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    if images.ndim != 4:
+        raise DataError(f"{owner}: images have to be (N, H, W) or (N, C, H, W); got shape {tuple(images.shape)}.")
+    if images.shape[-1] in (1, 3, 4) and images.shape[1] >= 8:
+        raise DataError(
+            f"{owner}: images of shape {tuple(images.shape)} look channels-last; pass images.transpose(0, 3, 1, 2)."
+        )
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise DataError(f"{owner}: images have to be uint8, or floats in [0, 1]; got {images.dtype}.")
+    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"{owner}: float images have to be in [0, 1]; these run from {low:g} to {high:g}. Scale them, or pass uint8."
+        )
+    return images.float()
 
 
 def _read(path: Path, reader: Any) -> Tensor:

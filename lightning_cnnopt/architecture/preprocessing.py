@@ -1,0 +1,47 @@
+"""What images go through before the network, kept with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnopt.core.batch import to_float
+from lightning_cnnopt.core.errors import ConfigurationError, check_range
+
+
+class Preprocessing(nn.Module):
+    """Turns uint8 images, or floats in [0, 1], into what the network is fed: (x - mean) / std for each channel.
+
+    It is part of the LightningModule, so mean and standard deviation are in every checkpoint and every export.
+
+    Args:
+        channels: Channels of an image.
+        mean: Mean of each channel for pixels in [0, 1]; 0 by default.
+        std: Standard deviation of each channel; 1 by default.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+        if mean is not None and std is not None:
+            self.set(mean, std)
+
+    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set both, one number per channel."""
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.mean.numel():
+                raise ConfigurationError(f"{name}={list(values)} has {len(values)} numbers for {self.mean.numel()} channels.")
+        for value in std:
+            check_range("Preprocessing", "std", value, 0, low_open=True)
+        self.mean.copy_(torch.tensor(list(mean)).view_as(self.mean))
+        self.std.copy_(torch.tensor(list(std)).view_as(self.std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return normalized floats."""
+        return (to_float(images).to(self.mean.dtype) - self.mean) / self.std
