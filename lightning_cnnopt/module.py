@@ -30,6 +30,7 @@ from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import callbacks_of, is_logged
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
+from lightning_cnnopt.core.layers import NormalizationFactory
 from lightning_cnnopt.core.parameters import parameter_groups
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather
 from lightning_cnnopt.core.spec import build, call_with_known, factory_of
@@ -110,7 +111,7 @@ class ImageClassifier(LightningModule):
         optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
         schedule: Schedule | None = None,
         activation: Callable[[], nn.Module] | None = None,
-        normalization: Callable[[int], nn.Module] | None = None,
+        normalization: NormalizationFactory | None = None,
         initializer: Initializer | None = None,
         penalties: Sequence[Penalty] = (),
         edits: Sequence[Edit] = (),

@@ -224,3 +224,11 @@ def test_a_module_that_is_not_ours_runs_from_yaml(capfd, tmp_path):
     np.savez("data.npz", train_images=images, train_targets=targets)
     Path("foreign.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "-c", "foreign.yaml", *QUIET]) == 0
+
+
+def test_a_short_name_means_torchs_class_when_other_packages_have_one_of_that_name(capsys):
+    import timm.layers  # noqa: F401 - has a GELU and a LayerNorm, too
+
+    config = printed_config(capsys, "-c", QUICKSTART, "--model.activation", "GELU", "--model.normalization", "BatchNorm2d")
+    assert config["model"]["init_args"]["activation"]["class_path"] == "torch.nn.GELU"
+    assert config["model"]["init_args"]["normalization"]["class_path"] == "torch.nn.BatchNorm2d"

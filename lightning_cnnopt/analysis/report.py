@@ -55,7 +55,7 @@ class RunReport(TechniqueCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_per_epoch = max(1.0, float(trainer.num_training_batches) / trainer.accumulate_grad_batches)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         directory = self._folder
         directory.mkdir(parents=True, exist_ok=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
+from lightning_cnnopt.core.layers import NormalizationFactory, make_normalization
 from lightning_cnnopt.core.spec import factory_of
 
 
-class NetworkFactory(Protocol):
+class _Network(Protocol):
     """Makes a network from what the data says: a class, a ``functools.partial`` of one, or a function.
 
     Of the three arguments it is given those that it takes, by name.
@@ -19,6 +20,10 @@ class NetworkFactory(Protocol):
 
     def __call__(self, *, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
         """Return the network."""
+
+
+NetworkFactory: TypeAlias = _Network | Callable[..., nn.Module]
+"""The first form tells the command line which arguments are filled in, by name; the second, type checkers what is accepted."""
 
 
 class ConvNet(nn.Module):
@@ -42,11 +47,12 @@ class ConvNet(nn.Module):
         pooling: ``"max"`` or ``"average"`` over 2×2, or ``"strided"``: the stage's last convolution strides by 2.
         dense: Widths of the dense layers between the convolutions and the logits; may be empty.
         global_pooling: Average each channel over the image in place of flattening it.
-        order: Order within a block; the article behind this project puts the activation before the normalization.
+        order: Order within a block. The reference has the activation before the normalization; the text of the article
+            behind it puts the normalization in front.
         activation: Makes an activation layer.
         normalization: Makes a 2d normalization from a number of channels; ``None`` for none.
         dense_normalization: The same for dense layers.
-        dropout: Probability of dropping behind each dense layer.
+        dropout: Probability of dropping behind each dense layer; before the logits where there is none.
 
     Shapes:
         (N, in_channels, H, W) → (N, num_classes)
@@ -76,8 +82,8 @@ class ConvNet(nn.Module):
         global_pooling: bool = False,
         order: Literal["conv-act-norm", "conv-norm-act", "norm-act-conv"] = "conv-act-norm",
         activation: Callable[[], nn.Module] = nn.ReLU,
-        normalization: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
-        dense_normalization: Callable[[int], nn.Module] | None = nn.BatchNorm1d,
+        normalization: NormalizationFactory | None = nn.BatchNorm2d,
+        dense_normalization: NormalizationFactory | None = nn.BatchNorm1d,
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
@@ -94,13 +100,11 @@ class ConvNet(nn.Module):
                 f"ConvNet: needs at least one width and an odd kernel_size; got {widths=}, {kernel_size=}."
             )
         make_activation = factory_of(activation, nn.Module)
-        make_norm = None if normalization is None else factory_of(normalization, nn.Module)
-        make_dense_norm = None if dense_normalization is None else factory_of(dense_normalization, nn.Module)
 
-        def block(layer: nn.Module, width_in: int, width: int, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
+        def block(layer: nn.Module, width_in: int, width: int, norm: NormalizationFactory | None) -> nn.Sequential:
             parts = {"conv": lambda: layer, "act": make_activation}
             if norm is not None:
-                parts["norm"] = lambda: norm(width_in if order == "norm-act-conv" else width)
+                parts["norm"] = lambda: make_normalization(norm, width_in if order == "norm-act-conv" else width)
             names = ["dense" if part == "conv" and isinstance(layer, nn.Linear) else part for part in order.split("-")]
             made = [(name, parts["conv" if name == "dense" else name]()) for name in names if name != "norm" or norm]
             stack = nn.Sequential()
@@ -117,7 +121,7 @@ class ConvNet(nn.Module):
                 convolution = nn.Conv2d(
                     channels, filters, kernel_size, stride, padding=kernel_size // 2 if padding == "same" else 0
                 )
-                stage.append(block(convolution, channels, filters, make_norm))
+                stage.append(block(convolution, channels, filters, normalization))
                 height, width = (_after(side, kernel_size, stride, padding) for side in (height, width))
                 channels = filters
             if pooling != "strided":
@@ -135,10 +139,12 @@ class ConvNet(nn.Module):
         features = channels if global_pooling else channels * height * width
         self.head = nn.Sequential()
         for units in dense:
-            stage = block(nn.Linear(features, units), features, units, make_dense_norm)
+            stage = block(nn.Linear(features, units), features, units, dense_normalization)
             stage.add_module("dropout", nn.Dropout(dropout))
             self.head.append(stage)
             features = units
+        if not dense and dropout > 0:
+            self.head.append(nn.Dropout(dropout))
         self.classifier = nn.Linear(features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -125,6 +126,8 @@ class Translation(Transform):
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the shifted images."""
+        if max(round(self.fraction * side) for side in images.shape[-2:]) == 0:
+            warnings.warn(f"{self!r} moves nothing: of {tuple(images.shape[-2:])} pixels that is none.", stacklevel=2)
         down, right = (
             torch.randint(-most, most + 1, (len(images),), generator=generator)
             for most in (round(self.fraction * side) for side in images.shape[-2:])

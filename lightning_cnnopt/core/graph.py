@@ -141,7 +141,9 @@ class NetworkGraph:
                     self._trace(module.get_submodule(child), _join(name, child))
         if not self._parts:
             raise ConfigurationError(
-                f"{type(network).__name__} can't be traced by torch.fx, so what follows its layers is unknown."
+                f"{type(network).__name__} can't be traced by torch.fx, so what follows its layers is unknown. "
+                "Layers that a module "
+                "makes in its own setup or configure_model don't exist before: call the edit at the end of that method."
             )
 
     def activation_after(self, path: str) -> nn.Module | None:

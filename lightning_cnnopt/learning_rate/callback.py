@@ -38,11 +38,15 @@ class ScheduleLearningRate(RateCallback):
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self._bound: Schedule | None = None
+        self._restored: dict[str, Any] | None = None
 
     @override
     def make_factor(self, trainer: Trainer, length: TrainingLength) -> Callable[[float], float]:
         """Return the schedule, its durations turned into fractions of this training."""
         self._bound = self.schedule.bind(length)
+        if self._restored is not None:
+            self._bound.load_state_dict(self._restored)
+            self._restored = None
         return self._bound.factor
 
     @override
@@ -59,4 +63,4 @@ class ScheduleLearningRate(RateCallback):
 
     @override
     def resume(self, state_dict: dict[str, Any]) -> None:
-        self.schedule.load_state_dict(state_dict)
+        self._restored = state_dict

@@ -118,9 +118,7 @@ class Warmup(Schedule):
             raise ConfigurationError(
                 f"Warmup: duration={self.duration!r} takes all of the training; nothing is left for {self.schedule!r}."
             )
-        inner = self.schedule.bind(length.after(float(bound.duration)))
-        inner.load_state_dict(self.schedule.state_dict())
-        bound.schedule = inner
+        bound.schedule = self.schedule.bind(length.after(float(bound.duration)))
         return bound
 
     def factor(self, progress: float) -> float:
@@ -222,10 +220,6 @@ class Plateau(Schedule):
             self._optimizer.param_groups[0]["lr"] = state["factor"]
             for name in set(state) - {"factor"}:
                 setattr(self._scheduler, name, state[name])
-
-    def bind(self, length: TrainingLength) -> Plateau:
-        """Return itself: nothing in it is a duration, and what it has seen stays."""
-        return self
 
 
 def _bound(schedule: Schedule, name: str) -> float:

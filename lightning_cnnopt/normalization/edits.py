@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
 from lightning_cnnopt.core.errors import ConfigurationError, did_you_mean
+from lightning_cnnopt.core.layers import NormalizationFactory
 from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.core.surgery import Edit
 from lightning_cnnopt.normalization.functional import swap_normalization
@@ -29,7 +30,7 @@ class SwapNormalization(Edit):
 
     looks_for = "normalization layers"
 
-    def __init__(self, normalization: Callable[[int], nn.Module], replaces: Sequence[str] = ("BatchNorm2d",)) -> None:
+    def __init__(self, normalization: NormalizationFactory, replaces: Sequence[str] = ("BatchNorm2d",)) -> None:
         factory_of(normalization, nn.Module)
         for name in replaces:
             if not hasattr(nn, name):
@@ -42,4 +43,4 @@ class SwapNormalization(Edit):
     def apply(self, network: nn.Module) -> int:
         """Replace the layers and return how many there were."""
         replaces = tuple(getattr(nn, name) for name in self.replaces)
-        return swap_normalization(network, factory_of(self.normalization, nn.Module), replaces)
+        return swap_normalization(network, self.normalization, replaces)

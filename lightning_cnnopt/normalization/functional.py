@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cnnopt.core.graph import is_activation
+from lightning_cnnopt.core.layers import NormalizationFactory, make_normalization
 from lightning_cnnopt.core.surgery import insert_after, replace_modules
 
 
@@ -59,7 +58,7 @@ def ghost_batch_norm(
 
 def swap_normalization(
     network: nn.Module,
-    normalization: Callable[[int], nn.Module],
+    normalization: NormalizationFactory,
     replaces: tuple[type[nn.Module], ...] = (nn.BatchNorm2d,),
 ) -> int:
     """Replace normalization layers of a network, in place.
@@ -84,10 +83,10 @@ def swap_normalization(
     probe = next((module for module in network.modules() if isinstance(module, replaces)), None)
     if probe is None:
         return 0
-    new_class = type(normalization(_channels(probe)))
+    new_class = type(make_normalization(normalization, _channels(probe)))
 
     def make(old: nn.Module) -> nn.Module:
-        new = normalization(_channels(old))
+        new = make_normalization(normalization, _channels(old))
         _carry(old, new)
         for name, child in old.named_children():
             if is_activation(child):

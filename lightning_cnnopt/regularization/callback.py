@@ -38,6 +38,15 @@ class PenalizeWeights(TechniqueCallback):
         self._charged: Tensor | None = None
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if getattr(pl_module, "penalties", None):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has penalties={pl_module.penalties!r} and the Trainer has "
+                "PenalizeWeights, so both "
+                "would be charged; give all of them in one place."
+            )
+
+    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         def charge() -> Tensor | None:
             amounts = [penalty(pl_module) for penalty in self.penalties]

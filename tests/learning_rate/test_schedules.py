@@ -198,4 +198,4 @@ def test_plateau_behind_a_warmup_is_driven_and_saved_through_it():
     again = Warmup(Plateau("m", gamma=0.5, patience=0), 0.5, start=0.0)
     again.load_state_dict(schedule.state_dict())
     assert again.factor(0.75) == 0.25
-    assert again.bind(TrainingLength(100, 10)).factor(0.75) == 0.25
+    assert again.bind(TrainingLength(100, 10)).factor(0.75) == 1.0  # bound to a training of its own, it starts anew

@@ -125,3 +125,14 @@ def test_a_network_without_normalization_warns_and_names_it():
 def test_a_misspelt_kind_is_refused_at_once():
     with pytest.raises(ConfigurationError, match="'BatchNorm2d'"):
         SwapNormalization(GhostBatchNorm2d, replaces=["BatchNrom2d"])
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_group_norm_is_made_by_name_from_a_partial_and_from_a_spec(groups):
+    spec = {"class_path": "torch.nn.GroupNorm", "init_args": {"num_groups": groups}}
+    for given in (partial(nn.GroupNorm, num_groups=groups), spec, lambda channels: nn.GroupNorm(groups, channels)):
+        net = ConvNet(normalization=given)
+        made = [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
+        assert [(m.num_groups, m.num_channels) for m in made] == [(groups, 32)] * 2
+        swapped = ConvNet()
+        assert SwapNormalization(given)(swapped) == 2

@@ -99,13 +99,15 @@ def test_the_charge_adds_to_the_gradient_of_the_task(tmp_path):
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_classifier_charges_as_the_callback_does(tmp_path, accumulate):
     torch.manual_seed(0)
-    network = partial(ConvNet, widths=(4,), depth=1, dense=(), normalization=None)
+    network = partial(ConvNet, widths=(4,), depth=1, dense=(), dropout=0.0, normalization=None)
     arguments = {"num_classes": 2, "image_size": (4, 4), "optimizer": partial(torch.optim.SGD, lr=0.1)}
     images = torch.randint(0, 256, (12, 1, 4, 4), dtype=torch.uint8)
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(12) % 2), batch_size=2)
     own = ImageClassifier(network, penalties=[L1(0.01)], **arguments)
     charged = ImageClassifier(network, **arguments)
     charged.load_state_dict(own.state_dict())
+    with pytest.raises(ConfigurationError, match="both would be charged"):
+        trainer(tmp_path, PenalizeWeights(L1(0.01))).fit(own, data)
     logged = []
     for model, callbacks in ((own, []), (charged, [PenalizeWeights(L1(0.01))])):
         runner = trainer(tmp_path, *callbacks, accumulate_grad_batches=accumulate)
