@@ -517,3 +517,9 @@ def test_floats_in_the_unit_interval_and_uint8_give_the_same_logits():
     expected = model.network((images / 255 - 0.3) / 0.2)
     assert torch.allclose(model(images), expected, atol=1e-5)
     assert torch.allclose(model(images / 255), expected, atol=1e-5)
+
+
+def test_images_are_not_normalized_twice(tmp_path):
+    data = Digits(normalize=True)
+    with pytest.raises(ConfigurationError, match="normalizes them again"):
+        quiet_trainer().fit(ImageClassifier(**data.model_args()), data)

@@ -102,11 +102,17 @@ def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None
 
 
 def check_data_fits(module: Any, data: Any) -> None:
-    """Raise if a data module states another number of classes or channels than ``module`` was built for.
+    """Raise if a data module states another number of classes or channels than ``module`` has, or normalizes, too.
 
     Raises:
         ConfigurationError: Naming both sides.
     """
+    if getattr(data, "normalize", None) is True:
+        raise ConfigurationError(
+            f"{type(data).__name__}(normalize=True) hands out normalized images and {type(module).__name__} "
+            "normalizes them again. "
+            "Leave normalize to its default with it."
+        )
     for name in ("num_classes", "in_channels"):
         theirs, ours = getattr(data, name, None), getattr(module, name)
         if theirs is not None and theirs != ours:
