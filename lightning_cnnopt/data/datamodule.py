@@ -95,6 +95,8 @@ class ImageDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.augmentation = Augmentation(augmentation, mixing, self.num_classes)
         self._sets: dict[str, ImageSet] = {}
+        self._loader: ResidentLoader | None = None
+        self._loader_state: dict[str, Any] | None = None
         self._statistics: tuple[list[float], list[float]] | None = None
 
     @property
@@ -211,6 +213,12 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is not None:
             limit = self.trainer.limit_train_batches
             loader.batches_per_epoch = int(len(loader) * limit) if isinstance(limit, float) else limit
+            if self._loader is not None and self.trainer.current_epoch > 0:  # reload_dataloaders_every_n_epochs
+                loader.load_state_dict(self._loader.state_dict())
+        if self._loader_state is not None:
+            loader.load_state_dict(self._loader_state)
+            self._loader_state = None
+        self._loader = loader
         return loader
 
     @override
@@ -242,12 +250,15 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"augmentation": self.augmentation.state_dict()}
+        # Lightning keeps the loader's state, too, but gives it back in the middle of an epoch only
+        loader = None if self._loader is None else self._loader.state_dict()
+        return {"augmentation": self.augmentation.state_dict(), "loader": loader}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:  # not for a test with ckpt_path
             self.augmentation.load_state_dict(state_dict["augmentation"])
+            self._loader_state = state_dict["loader"]
 
     def _load_train(self) -> None:
         if "train" in self._sets:

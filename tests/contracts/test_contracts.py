@@ -12,12 +12,13 @@ import torch
 import torchvision
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
 from lightning_cnnopt import ImageClassifier
 from lightning_cnnopt import callbacks as all_callbacks
 from lightning_cnnopt.augmentation import Mixing, Transform
+from lightning_cnnopt.core.randomness import ResumeRandomState
 from lightning_cnnopt.core.schedule import Schedule, TrainingLength
 from lightning_cnnopt.core.spec import build, to_spec
 from lightning_cnnopt.core.surgery import Edit
@@ -155,6 +156,23 @@ def test_a_resumed_run_ends_with_the_same_bits(name, accumulate, tmp_path):
     expected, found = harness.state_of(whole), harness.state_of(resumed)
     assert found["global_step"] == expected["global_step"] == 8
     assert not harness.differences(expected, found)
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["ImageClassifier", "foreign module"])
+def test_a_run_resumed_from_the_checkpoint_of_any_epoch_ends_with_the_same_bits(foreign, tmp_path):
+    def run(folder, ckpt_path=None, seed=1):
+        module = harness.Foreign() if foreign else None
+        save = ModelCheckpoint(folder, monitor="val_loss", save_top_k=-1, filename="{step}")
+        extra = [save, ResumeRandomState()] if foreign else [save]
+        technique = CASES["AugmentBatches"]()
+        arguments = {"max_steps": -1, "max_epochs": 4, "enable_checkpointing": True}
+        return harness.fit(technique, ckpt_path=ckpt_path, seed=seed, module=module, extra=extra, **arguments)[0]
+
+    expected = harness.state_of(run(tmp_path / "whole"))
+    for step in (6, 12, 18):
+        resumed = harness.state_of(run(tmp_path / str(step), ckpt_path=str(tmp_path / "whole" / f"step={step}.ckpt"), seed=99))
+        for name in ("state_dict", "optimizer_states", "TensorData", "global_step"):
+            assert not harness.differences(expected[name], resumed[name]), (step, name)
 
 
 class KeyboardInterruptedRun(Exception):
