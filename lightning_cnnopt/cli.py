@@ -151,7 +151,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         if debug:
             raise
-        print(f"cnnopt: error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        print(f"cnnopt: error: {error}", file=sys.stderr)
         return 2
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 1

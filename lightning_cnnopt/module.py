@@ -314,6 +314,10 @@ class ImageClassifier(LightningModule):
         self._sums = None if mine is None else mine.to(self.device)
 
     @override
+    def on_train_epoch_start(self) -> None:
+        self._sums = None  # a run resumed in mid-epoch, which goes on with the sums of its checkpoint, does not come here
+
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = read_batch(batch)
         logits = self(images)

@@ -258,7 +258,7 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:  # not for a test with ckpt_path
             self.augmentation.load_state_dict(state_dict["augmentation"])
-            self._loader_state = state_dict["loader"]
+            self._loader_state = state_dict.get("loader")
 
     def _load_train(self) -> None:
         if "train" in self._sets:

@@ -183,7 +183,7 @@ class _Live:
         kept = set(module.state_dict())
         self.places = {
             f"{prefix}.{key}" if prefix else key: (tensors, key)
-            for prefix, owner in module.named_modules()
+            for prefix, owner in module.named_modules(remove_duplicate=False)
             for tensors in (owner._parameters, owner._buffers)
             for key in tensors
             if (f"{prefix}.{key}" if prefix else key) in kept
