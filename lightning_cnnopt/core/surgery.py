@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -84,6 +84,9 @@ def replace_modules(root: nn.Module, wanted: Callable[[nn.Module], bool], make: 
                 if wanted(child):
                     new_for[child] = make(child)
                     adopt(child, new_for[child], parent, root)
+                    for inner in inserted(child):  # squeeze-and-excitation, stochastic depth: they stay behind the new layer
+                        if inner not in new_for[child]._modules:
+                            _run_behind(new_for[child], inner, cast(nn.Module, child._modules[inner]))
                 else:
                     seen.add(child)
                     visit(child)
@@ -159,14 +162,18 @@ def insert_after(network: nn.Module, path: str, name: str, layer: nn.Module) -> 
     if name in module._modules:
         raise ConfigurationError(f"{path} has a layer {name!r} already.")
     adopt(module, layer, network)
-    module.add_module(name, layer)
-    if type(module).forward is not nn.Sequential.forward:  # a Sequential runs its children anyway
-        module.register_forward_hook(_RunChild(name))
+    _run_behind(module, name, layer)
 
 
 def inserted(module: nn.Module) -> list[str]:
     """Return the names of the children that :func:`insert_after` gave to ``module``."""
     return [hook.name for hook in module._forward_hooks.values() if isinstance(hook, _RunChild)]
+
+
+def _run_behind(module: nn.Module, name: str, layer: nn.Module) -> None:
+    module.add_module(name, layer)
+    if type(module).forward is not nn.Sequential.forward:  # a Sequential runs its children anyway
+        module.register_forward_hook(_RunChild(name))
 
 
 class _RunChild:

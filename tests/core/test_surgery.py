@@ -141,3 +141,22 @@ def test_edits_are_remembered_in_their_order_and_do_not_reach_other_networks():
         ReplaceReLU(0.2)(net)
     assert applied_edits(net) == [ReplaceReLU(0.1), ReplaceReLU(0.2)]
     assert applied_edits(other) == []
+
+
+@pytest.mark.parametrize("swap", ["normalization", "activation"])
+def test_what_was_inserted_behind_a_layer_stays_when_that_layer_is_swapped(swap):
+    from lightning_cnnopt.activation import SwapActivation
+    from lightning_cnnopt.architecture import ConvNet, SqueezeExcite
+    from lightning_cnnopt.normalization import SwapNormalization
+
+    order = "conv-act-norm" if swap == "normalization" else "conv-norm-act"
+    net = ConvNet(order=order)
+    assert SqueezeExcite(reduction=4)(net) == 2
+    before = {name for name, _ in net.named_parameters() if "squeeze_excite" in name}
+    edit = SwapNormalization(lambda channels: nn.GroupNorm(8, channels)) if swap == "normalization" else SwapActivation(nn.GELU)
+    assert edit(net) >= 2
+    assert {name for name, _ in net.named_parameters() if "squeeze_excite" in name} == before
+    net(torch.rand(4, 1, 28, 28)).square().sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in net.named_parameters() if n in before and "weight" in n
+    )
