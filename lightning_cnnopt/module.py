@@ -160,7 +160,8 @@ class ImageClassifier(LightningModule):
         self.register_load_state_dict_post_hook(_mark_weights_as_set)
         self._preprocessing_is_set = mean is not None
         self._stream = Stream("initialization", per_rank=False)
-        self._callbacks: list[Callback] = []
+        self.own_callbacks: list[Callback] = []
+        """The callbacks that come with this module, once a Trainer has asked for them."""
         self._sums: Tensor | None = None  # of this epoch: loss, right answers, samples
         self._restored_sums: list[Tensor | None] | None = None
         self._penalty: Tensor | None = None
@@ -271,17 +272,19 @@ class ImageClassifier(LightningModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
-        if not self._callbacks:
-            self._callbacks = [ResumeRandomState(), StopOnDivergence()]
+        if not self.own_callbacks:
+            self.own_callbacks = [ResumeRandomState(), StopOnDivergence()]
             if self.schedule is not None:
-                self._callbacks.append(ScheduleLearningRate(self.schedule))
-        foreign = [c for c in callbacks_of(self.trainer) if isinstance(c, ScheduleLearningRate) and c not in self._callbacks]
-        if foreign and self.schedule is not None:
+                scheduled = ScheduleLearningRate(self.schedule)
+                scheduled.of_module = True
+                self.own_callbacks.append(scheduled)
+        others = [c for c in callbacks_of(self.trainer) if isinstance(c, ScheduleLearningRate) and not c.of_module]
+        if others and self.schedule is not None:
             raise ConfigurationError(
                 f"The model has schedule={self.schedule!r} and the Trainer has a ScheduleLearningRate with "
-                f"{foreign[0].schedule!r}; keep one."
+                f"{others[0].schedule!r}; keep one."
             )
-        return [callback for callback in self._callbacks if callback not in callbacks_of(self.trainer)]
+        return [callback for callback in self.own_callbacks if callback not in callbacks_of(self.trainer)]
 
     @override
     def configure_optimizers(self) -> Optimizer:

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn import metrics as sk
 from torch import nn
@@ -21,9 +21,9 @@ from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError
 from lightning_cnnopt.core.randomness import ResumeRandomState
 from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.initialization import Kaiming, XavierNormal
-from lightning_cnnopt.learning_rate import Cosine, ScheduleLearningRate, Warmup
+from lightning_cnnopt.learning_rate import Cosine, ScheduleLearningRate, Step, Warmup
 from lightning_cnnopt.regularization import L2
-from tests.lightning_tools import Killed, SaveAtBatch, assert_same_weights, quiet_trainer, weights_of
+from tests.lightning_tools import Killed, RecordRates, SaveAtBatch, assert_same_weights, quiet_trainer, weights_of
 
 SMALL = partial(ConvNet, widths=(4,), depth=1, dense=(8,))
 
@@ -430,6 +430,34 @@ def test_its_own_callbacks_are_attached_once_however_often_it_is_fitted():
         trainer.test(model, data, verbose=False)
         for kind in (StopOnDivergence, ResumeRandomState, ScheduleLearningRate):
             assert sum(isinstance(callback, kind) for callback in trainer.callbacks) == 1
+
+
+class Plain(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Linear(3, 1)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.body(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("second", [None, Cosine(), Plain], ids=["no schedule", "its own schedule", "foreign module"])
+def test_a_trainer_that_goes_on_with_another_model_leaves_the_first_ones_schedule_behind(second):
+    def model(schedule):
+        return classifier(data, optimizer=partial(torch.optim.SGD, lr=0.1), schedule=schedule)
+
+    data, rates = data_of(), RecordRates()
+    trainer = quiet_trainer(rates, max_epochs=1, limit_val_batches=0)
+    trainer.fit(model(Step("1st", 0.5)), data)
+    assert rates.rates == pytest.approx([0.1 * 0.5**step for step in range(6)])
+    rates.groups.clear()
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(Plain() if second is Plain else model(second), data)
+    expected = [0.1 * Cosine().factor(step / 12) for step in range(6, 12)] if second == Cosine() else [0.1] * 6
+    assert rates.rates == pytest.approx(expected)
 
 
 # initialization

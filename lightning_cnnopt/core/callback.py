@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -21,6 +21,12 @@ class TechniqueCallback(Configurable, Callback):
     Two callbacks are equal only if they are one: a Trainer looks its callbacks up by equality.
     """
 
+    single: ClassVar[bool] = False
+    """Whether a Trainer has at most one of the kind. Its state is then found again after its arguments were changed."""
+
+    of_module = False
+    """Whether it came with a LightningModule, whose ``own_callbacks`` hold it, and is not for another one on the Trainer."""
+
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -29,7 +35,7 @@ class TechniqueCallback(Configurable, Callback):
     @property
     @override
     def state_key(self) -> str:
-        return repr(self)
+        return type(self).__name__ if self.single else repr(self)
 
     def resume(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state of ``state_dict``. Called only where a fit is resumed."""

@@ -90,6 +90,8 @@ class ResumeRandomState(TechniqueCallback):
         >>> trainer = Trainer(callbacks=[ResumeRandomState()], logger=False, enable_checkpointing=False)
     """
 
+    single = True
+
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
 

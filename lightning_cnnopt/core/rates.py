@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from lightning_cnnopt.core.callback import TechniqueCallback
+from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.schedule import TrainingLength, progress_of, steps_done
 
@@ -62,6 +62,12 @@ class RateCallback(TechniqueCallback):
     @abstractmethod
     def make_factor(self, trainer: Trainer, length: TrainingLength) -> Callable[[float], float]:
         """Return the factor as a function of progress in [0, 1]."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.of_module and self not in getattr(pl_module, "own_callbacks", ()):
+            # it drove a former module of this Trainer; the list is replaced, not changed, since Lightning is walking it
+            trainer.callbacks = [callback for callback in callbacks_of(trainer) if callback is not self]  # type: ignore[attr-defined]
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -35,6 +35,8 @@ class ScheduleLearningRate(RateCallback):
         >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
+    single = True
+
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self._bound: Schedule | None = None

@@ -48,6 +48,8 @@ class EMA(TechniqueCallback):
         >>> trainer = Trainer(callbacks=[EMA(half_life="1ep")], logger=False, enable_checkpointing=False)
     """
 
+    single = True
+
     def __init__(
         self,
         decay: float | None = None,
@@ -149,6 +151,8 @@ class EMA(TechniqueCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self._average:
             return
+        if self._is_over and not self._holds_average():
+            return  # the weights were changed after the fit: there is neither an average of them nor a raw form
         raw = self._raw if self._raw is not None else self._live.copies()
         state = checkpoint["callbacks"].setdefault(self.state_key, self.state_dict())
         state["raw"] = raw
@@ -163,6 +167,10 @@ class EMA(TechniqueCallback):
     def resume(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
         self._restored_raw = state_dict.get("raw")
+
+    def _holds_average(self) -> bool:
+        current = self._live.tensors()  # on the CPU by now, where Lightning moves a module after its fit
+        return all(torch.equal(value.to(current[name].device), current[name]) for name, value in self._average.items())
 
     def _swap_in(self) -> None:
         if self._average and self._raw is None and not self._is_over:

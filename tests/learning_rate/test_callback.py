@@ -6,7 +6,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader
 
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.learning_rate import Cosine, Plateau, ScheduleLearningRate, Step, Warmup
@@ -226,7 +225,19 @@ def test_lightnings_monitor_sees_the_rates(tmp_path):
     assert set(monitor.lrs) == {"lr/pg1", "lr/pg2"}
 
 
-def test_the_callback_works_with_any_loader_and_two_of_them_are_refused():
-    callbacks = [ScheduleLearningRate(Cosine()), ScheduleLearningRate(Step(0.5))]
-    with pytest.raises(ConfigurationError, match="Two callbacks"):
-        quiet_trainer(*callbacks).fit(Foreign(), DataLoader(plain_loader().dataset, batch_size=3))
+def test_two_of_them_are_refused():
+    # by Lightning: their states, which are found again when the schedule's arguments were changed, have one key
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `ScheduleLearningRate`"):
+        quiet_trainer(ScheduleLearningRate(Cosine()), ScheduleLearningRate(Step(0.5)))
+
+
+def test_a_plateau_whose_patience_was_changed_goes_on_with_its_drops(tmp_path):
+    def run(patience, ckpt_path=None, max_epochs=2):
+        schedule = ScheduleLearningRate(Plateau("val_loss", gamma=0.5, patience=patience, threshold=10.0))
+        trainer = quiet_trainer(schedule, max_epochs=max_epochs, num_sanity_val_steps=0)
+        trainer.fit(Foreign(), plain_loader(), plain_loader(4), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        return trainer.optimizers[0].param_groups[0]["lr"]
+
+    assert run(0) == 0.025  # with such a threshold no validation is an improvement
+    assert run(5, ckpt_path=str(tmp_path / "end.ckpt"), max_epochs=4) == 0.025

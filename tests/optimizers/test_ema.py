@@ -219,6 +219,35 @@ def test_resumed_it_ends_with_the_same_bits(batches, make, tmp_path):
     assert_same_weights(run_to_the_end(ckpt_path=str(path), make=make), whole)
 
 
+def test_resumed_with_other_arguments_it_still_goes_on_from_the_raw_weights(tmp_path):
+    class First(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            self.weights = getattr(self, "weights", None) or weights_of(pl_module)
+
+    path, trace, first = tmp_path / "cut.ckpt", Trace(), First()
+    with pytest.raises(Killed):
+        run_to_the_end(trace, SaveAtBatch(8, path))
+    ema = EMA(half_life="2ep")
+    run_to_the_end(first, ckpt_path=str(path), make=lambda: ema)
+    assert_same_weights(first.weights, trace.raw[-1])
+    assert ema.updates == 18
+
+
+def test_weights_that_change_after_the_fit_are_saved_as_they_are(tmp_path):
+    module, trainer = Normed(), quiet_trainer(EMA(0.7))
+    trainer.fit(module, plain_loader())
+    trainer.save_checkpoint(tmp_path / "average.ckpt")
+    saved = torch.load(tmp_path / "average.ckpt", weights_only=True)
+    assert_same_weights(saved["state_dict"], weights_of(module))
+    assert "raw" in saved["callbacks"]["EMA"]
+    with torch.no_grad():
+        module.body[1].weight.fill_(3.0)
+    trainer.save_checkpoint(tmp_path / "changed.ckpt")
+    saved = torch.load(tmp_path / "changed.ckpt", weights_only=True)
+    assert_same_weights(saved["state_dict"], weights_of(module))
+    assert "raw" not in saved["callbacks"]["EMA"]
+
+
 @pytest.mark.parametrize("ema_first", [True, False])
 def test_it_lives_with_callbacks_that_add_buffers_for_training(ema_first, tmp_path):
     def run(*more, ckpt_path=None):
@@ -243,10 +272,11 @@ def test_a_second_fit_starts_a_new_average_from_the_module_as_it_is():
     assert_close(weights_of(module), averaged(trace.raw, [0.7] * 6))
 
 
-@pytest.mark.parametrize("other", [EMA(0.5), EMAWeightAveraging()], ids=["EMA", "WeightAveraging"])
-def test_a_second_average_is_refused(other):
+def test_a_second_average_is_refused():
     with pytest.raises(ConfigurationError, match="keep one"):
-        quiet_trainer(EMA(), other).fit(Foreign(), plain_loader())
+        quiet_trainer(EMA(), EMAWeightAveraging()).fit(Foreign(), plain_loader())
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `EMA`"):
+        quiet_trainer(EMA(), EMA(0.5))
 
 
 def test_checkpoints_of_weights_alone_are_refused_because_they_would_be_raw(tmp_path):
