@@ -31,11 +31,14 @@ class TechniqueCallback(Configurable, Callback):
     __hash__ = object.__hash__
 
     _state_is_ours = True
+    _state_key: str | None = None
 
     @property
     @override
     def state_key(self) -> str:
-        return type(self).__name__ if self.single else repr(self)
+        if self._state_key is None:  # Lightning asks some ten times a step
+            self._state_key = type(self).__name__ if self.single else repr(self)
+        return self._state_key
 
     def resume(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state of ``state_dict``. Called only where a fit is resumed."""

@@ -17,8 +17,8 @@ from lightning_cnnopt.core.errors import DivergenceError
 class StopOnDivergence(TechniqueCallback):
     """Stops training when the loss becomes NaN or infinite, and keeps such weights out of every checkpoint.
 
-    The first bad step is kept on the device and read every ``log_every_n_steps`` steps, at the end of each epoch, before
-    each validation and before each checkpoint, so no step waits for the device. The error names the step, its epoch and its
+    The losses are kept on the device and read every ``log_every_n_steps`` steps, at the end of each epoch, before each
+    validation and before each checkpoint, so no step waits for the device. The error names the step, its epoch and its
     learning rate.
     :class:`~lightning_cnnopt.ImageClassifier` attaches it by itself.
 
@@ -31,28 +31,25 @@ class StopOnDivergence(TechniqueCallback):
     """
 
     def __init__(self) -> None:
-        self._first_bad: Tensor | None = None
-        self._recent: list[tuple[int, int, float]] = []  # batch, epoch and rate of every step since the last look
+        self._here = (0, 0, float("nan"))  # optimizer step, epoch and rate of the batch in progress
+        self._recent: list[tuple[tuple[int, int, float], Tensor]] = []  # the same and the loss, of batches not looked at
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_bad = torch.full((), -1, device=pl_module.device)
         self._recent = []
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         rate = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else float("nan")
-        self._recent.append((trainer.global_step, trainer.current_epoch, rate))
+        self._here = (trainer.global_step, trainer.current_epoch, rate)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor) and self._first_bad is not None:
-            bad = ~torch.isfinite(loss.detach()).all()
-            here = len(self._recent) - 1
-            self._first_bad = torch.where(bad & (self._first_bad < 0), here, self._first_bad)
+        if isinstance(loss, Tensor):
+            self._recent.append((self._here, loss.detach()))
         if is_logged(trainer, batch_idx):
             self._look(trainer)
 
@@ -81,14 +78,14 @@ class StopOnDivergence(TechniqueCallback):
             )
 
     def _look(self, trainer: Trainer) -> None:
-        if self._first_bad is None or not self._recent:
-            return
-        first = int(self._first_bad)
-        if trainer.strategy.reduce_boolean_decision(first >= 0, all=False):
-            step, epoch, rate = self._recent[first if first >= 0 else -1]
-            where = f"at optimizer step {step} (epoch {epoch}), learning rate {rate:g}" if first >= 0 else "on another rank"
+        recent, self._recent = self._recent, []
+        finite = torch.stack([loss.isfinite().all() for _, loss in recent]).tolist() if recent else []
+        if trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
+            where = "on another rank"
+            if not all(finite):
+                step, epoch, rate = recent[finite.index(False)][0]
+                where = f"at optimizer step {step} (epoch {epoch}), learning rate {rate:g}"
             raise DivergenceError(f"The training loss became NaN or infinite {where}.{_remedy(trainer)}")
-        self._recent.clear()
 
 
 def _remedy(trainer: Trainer) -> str:

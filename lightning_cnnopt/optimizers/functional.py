@@ -34,9 +34,9 @@ def ema_update_(averages: Sequence[Tensor], values: Sequence[Tensor], decay: flo
         tensor([0.2500, 0.2500])
     """
     pairs = list(zip(averages, values, strict=True))
-    floats = [(a, v) for a, v in pairs if a.is_floating_point()]
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
     if floats:
         torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], 1 - decay)
-    for average, value in pairs:
-        if not average.is_floating_point():
-            average.copy_(value)
+    if counters:
+        torch._foreach_copy_([a for a, _ in counters], [v for _, v in counters])
