@@ -118,10 +118,30 @@ def network_of(module: nn.Module, submodule: str | None = None) -> nn.Module:
                 f"{type(module).__name__} has no submodule {submodule!r} in setup; it has {children}."
             ) from None
     if isinstance(module, LightningModule) and type(module).forward is LightningModule.forward:
-        children_with_weights = [child for child in module.children() if any(True for _ in child.parameters())]
-        if len(children_with_weights) == 1:
-            return children_with_weights[0]
+        return _child_with_weights(module) or module
     return module
+
+
+def inner_network(module: nn.Module, submodule: str | None = None) -> nn.Module:
+    """Return the part of a LightningModule that its steps call: what ``submodule`` names, or its one child with parameters.
+
+    A module that is itself the network, with several such children, is returned as it is.
+
+    Args:
+        module: The LightningModule.
+        submodule: Dotted name of the network within it.
+
+    Raises:
+        ConfigurationError: If there is no such submodule.
+    """
+    if submodule is None:
+        return _child_with_weights(module) or module
+    return network_of(module, submodule)
+
+
+def _child_with_weights(module: nn.Module) -> nn.Module | None:
+    children = [child for child in module.children() if any(True for _ in child.parameters())]
+    return children[0] if len(children) == 1 else None
 
 
 def adopt(old: nn.Module, new: nn.Module, *around: nn.Module) -> None:

@@ -1,6 +1,7 @@
-"""Training in parallel: what the Trainer's strategies leave to the recipe."""
+"""Batch-size scaling, memory format and compilation."""
 
 from lightning_cnnopt.parallel.callback import ScaleRateWithBatchSize
-from lightning_cnnopt.parallel.functional import ramp, rate_scale
+from lightning_cnnopt.parallel.functional import ramp, rate_scale, to_channels_last
+from lightning_cnnopt.parallel.network import ChannelsLast, CompileNetwork
 
-__all__ = ["ScaleRateWithBatchSize", "ramp", "rate_scale"]
+__all__ = ["ChannelsLast", "CompileNetwork", "ScaleRateWithBatchSize", "ramp", "rate_scale", "to_channels_last"]

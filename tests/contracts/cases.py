@@ -30,7 +30,7 @@ from lightning_cnnopt.initialization import LSUV, InitializeWeights, Kaiming, Xa
 from lightning_cnnopt.learning_rate import Constant, Cosine, Plateau, ScheduleLearningRate, Step, Warmup
 from lightning_cnnopt.normalization import GhostBatchNorm2d, SwapNormalization
 from lightning_cnnopt.optimizers import EMA
-from lightning_cnnopt.parallel import ScaleRateWithBatchSize
+from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize
 from lightning_cnnopt.regularization import L1, L2, ConstrainWeights, MaxNorm, PenalizeWeights
 
 CASES = {
@@ -63,6 +63,8 @@ CASES = {
     "ScheduleLearningRate": partial(ScheduleLearningRate, Step("2st", 0.5)),
     "AugmentBatches": partial(AugmentBatches, [HorizontalFlip(), PaddedCrop(1)], mixing=MixUp(0.5), num_classes=4),
     "ScaleRateWithBatchSize": partial(ScaleRateWithBatchSize, 4, warmup="2st"),
+    "ChannelsLast": ChannelsLast,
+    "CompileNetwork": partial(CompileNetwork, "eager"),
     "EMA": partial(EMA, 0.9),
     "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4]),
     "ResumeRandomState": ResumeRandomState,
@@ -72,7 +74,14 @@ CASES = {
 }
 """A fresh instance by the name of its class."""
 
-WITHOUT_EFFECT_ON_TRAINING = {"Constant", "ResumeRandomState", "StopOnDivergence", "RunReport", "WritePredictions"}
+WITHOUT_EFFECT_ON_TRAINING = {
+    "Constant",
+    "CompileNetwork",
+    "ResumeRandomState",
+    "StopOnDivergence",
+    "RunReport",
+    "WritePredictions",
+}
 """Techniques whose effect is on something else than the weights; each has a test of its own effect."""
 
 
