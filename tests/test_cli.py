@@ -140,7 +140,7 @@ def test_an_argument_of_the_same_class_keeps_the_others(capsys):
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.003
 
 
-@pytest.mark.parametrize("overlay", ["ddp.yaml", "mixed_precision.yaml"])
+@pytest.mark.parametrize("overlay", ["compressed_gradients.yaml", "ddp.yaml", "mixed_precision.yaml"])
 def test_overlays_hold_trainer_flags_only(overlay):
     assert set(yaml.safe_load((CONFIGS / overlay).read_text())) == {"trainer"}
 

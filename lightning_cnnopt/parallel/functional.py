@@ -59,5 +59,5 @@ def to_channels_last(network: nn.Module) -> int:
         for module in network.modules()
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
     )
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     return count
