@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,7 +28,7 @@ from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.architecture import ConvNet, NetworkFactory, Preprocessing
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.batch import read_batch
-from lightning_cnnopt.core.callback import callbacks_of, is_logged
+from lightning_cnnopt.core.callback import callbacks_of, is_logged, refuse_sharding
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.layers import NormalizationFactory
@@ -42,6 +43,7 @@ from lightning_cnnopt.normalization import SwapNormalization
 from lightning_cnnopt.regularization import Penalty
 from lightning_cnnopt.regularization.callback import parameters_of
 from lightning_cnnopt.regularization.functional import add_gradient
+from lightning_cnnopt.regularization.penalties import Charges
 
 Task = Literal["multiclass", "binary", "multilabel"]
 
@@ -164,6 +166,7 @@ class ImageClassifier(LightningModule):
         """The callbacks that come with this module, once a Trainer has asked for them."""
         self._sums: Tensor | None = None  # of this epoch: loss, right answers, samples
         self._restored_sums: list[Tensor | None] | None = None
+        self._charges: Charges | None = None
         self._penalty: Tensor | None = None
 
     # hooks to override
@@ -315,6 +318,15 @@ class ImageClassifier(LightningModule):
         sums = self._restored_sums if self.trainer.ckpt_path is not None else None
         mine = sums[self.global_rank] if sums is not None and self.global_rank < len(sums) else None
         self._sums = None if mine is None else mine.to(self.device)
+        if self.penalties:
+            refuse_sharding(self.trainer, f"{type(self).__name__}(penalties={self.penalties!r})")
+        # a subclass's own charge is autograd's business; penalties know their gradients
+        charges_itself = is_overridden("regularization", self, ImageClassifier)
+        self._charges = None if charges_itself else Charges(self.penalties, self.network)
+
+    @override
+    def on_train_end(self) -> None:
+        self._charges = None
 
     @override
     def on_train_epoch_start(self) -> None:
@@ -334,7 +346,10 @@ class ImageClassifier(LightningModule):
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._penalty = add_gradient(self.regularization, parameters_of(optimizer))
+        if self._charges is not None:
+            self._charges.add_gradients_(optimizer)
+        else:
+            self._penalty = add_gradient(self.regularization, parameters_of(optimizer))
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -394,8 +409,9 @@ class ImageClassifier(LightningModule):
             return
         loss, correct, count = self._sums
         self.log_dict({"train_loss": loss / count, "train_acc": correct / count}, prog_bar=True, sync_dist=sync)
-        if self._penalty is not None:
-            self.log("train_penalty", self._penalty)
+        penalty = self._penalty if self._charges is None else self._charges.total()
+        if penalty is not None:
+            self.log("train_penalty", penalty)
 
     def _evaluate(self, batch: Any, metrics: MetricCollection) -> dict[str, Tensor]:
         images, targets = read_batch(batch)

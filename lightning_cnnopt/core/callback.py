@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.spec import Configurable
 
 SHARDING_STRATEGIES = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
@@ -57,6 +58,16 @@ class TechniqueCallback(Configurable, Callback):
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """Return a Trainer's callbacks, an attribute that its class does not declare."""
     return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def refuse_sharding(trainer: Trainer, owner: str) -> None:
+    """Raise if no process holds whole weights, which ``owner`` needs.
+
+    Raises:
+        ConfigurationError: Naming the strategy.
+    """
+    if isinstance(trainer.strategy, SHARDING_STRATEGIES):
+        raise ConfigurationError(f"{owner} needs whole weights on each device; {type(trainer.strategy).__name__} shards them.")
 
 
 def is_logged(trainer: Trainer, batch_idx: int) -> bool:

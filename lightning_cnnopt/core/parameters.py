@@ -19,7 +19,9 @@ NORMALIZATION_LAYERS: tuple[type[nn.Module], ...] = (
 )
 
 
-def named_weights(network: nn.Module, include: Iterable[str] | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+def named_weights(
+    network: nn.Module, include: Iterable[str] | None = None, frozen: bool = False
+) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the weights that penalties, constraints and weight decay act on.
 
     By default those are the trainable parameters of two or more dimensions outside normalization layers: kernels and
@@ -28,6 +30,7 @@ def named_weights(network: nn.Module, include: Iterable[str] | None = None) -> I
     Args:
         network: Where to look.
         include: Shell patterns on parameter names, such as ``"head.*"``; they replace the default rule.
+        frozen: Whether to yield parameters that are not trainable now as well.
 
     Raises:
         ConfigurationError: If a pattern matches no parameter.
@@ -48,12 +51,12 @@ def named_weights(network: nn.Module, include: Iterable[str] | None = None) -> I
                     f"parameters={pattern!r} matches none of {len(names)} parameters, such as {names[:3]}."
                 )
         for name, parameter in network.named_parameters():
-            if parameter.requires_grad and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            if (frozen or parameter.requires_grad) and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                 yield name, parameter
         return
     scales = {id(p) for m in network.modules() if isinstance(m, NORMALIZATION_LAYERS) for p in m.parameters(recurse=False)}
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad and parameter.ndim >= 2 and id(parameter) not in scales:
+        if (frozen or parameter.requires_grad) and parameter.ndim >= 2 and id(parameter) not in scales:
             yield name, parameter
 
 

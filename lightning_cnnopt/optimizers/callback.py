@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, TechniqueCallback, callbacks_of
+from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of, refuse_sharding
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.schedule import (
     DurationLike,
@@ -81,8 +81,7 @@ class EMA(TechniqueCallback):
         others = [type(c).__name__ for c in callbacks_of(trainer) if c is not self and isinstance(c, (EMA, WeightAveraging))]
         if others:
             raise ConfigurationError(f"EMA and {others[0]} both replace the weights for evaluation; keep one.")
-        if isinstance(trainer.strategy, SHARDING_STRATEGIES):
-            raise ConfigurationError(f"EMA needs whole weights on each device; {type(trainer.strategy).__name__} shards them.")
+        refuse_sharding(trainer, "EMA")
         if any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in callbacks_of(trainer)):
             raise ConfigurationError(
                 "ModelCheckpoint(save_weights_only=True) asks no callback, so it would save the raw weights and not the "

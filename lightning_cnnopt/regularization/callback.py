@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_cnnopt.core.callback import TechniqueCallback, is_logged
+from lightning_cnnopt.core.callback import TechniqueCallback, is_logged, refuse_sharding
 from lightning_cnnopt.core.errors import ConfigurationError
-from lightning_cnnopt.regularization.functional import add_gradient
-from lightning_cnnopt.regularization.penalties import Constraint, Penalty
+from lightning_cnnopt.regularization.constraints import Constraint, Projections
+from lightning_cnnopt.regularization.penalties import Charges, Penalty
 
 
 class PenalizeWeights(TechniqueCallback):
     """Charges penalties to the training of any LightningModule, once per optimizer step.
 
     The gradient is added right before the step, after accumulation, reduction over ranks and unscaling, and before
-    clipping. The loss that the module returns and logs stays the task's own; the penalty is logged as ``train_penalty``.
-    On an :class:`~lightning_cnnopt.ImageClassifier` its argument ``penalties`` does the same.
+    clipping. The loss that the module returns and logs stays the task's own; what the weights are charged is logged as
+    ``train_penalty`` at log intervals. The weights are chosen when training starts; those that are frozen or unfrozen later
+    are left out or taken in. On an :class:`~lightning_cnnopt.ImageClassifier` its argument ``penalties`` does the same.
 
     Args:
         penalties: What is charged. One alone need not be in a list.
+
+    Raises:
+        ConfigurationError: If the module has penalties of its own, or the strategy shards weights.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -35,31 +38,38 @@ class PenalizeWeights(TechniqueCallback):
 
     def __init__(self, penalties: Penalty | list[Penalty]) -> None:
         self.penalties = [penalties] if isinstance(penalties, Penalty) else list(penalties)
-        self._charged: Tensor | None = None
+        self._charges: Charges | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_sharding(trainer, "PenalizeWeights")
         if getattr(pl_module, "penalties", None):
             raise ConfigurationError(
-                f"{type(pl_module).__name__} has penalties={pl_module.penalties!r} and the Trainer has "
-                "PenalizeWeights, so both "
-                "would be charged; give all of them in one place."
+                f"{type(pl_module).__name__} has penalties={pl_module.penalties!r} and the Trainer has PenalizeWeights, so "
+                "both would be charged; give all of them in one place."
             )
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        def charge() -> Tensor | None:
-            amounts = [penalty(pl_module) for penalty in self.penalties]
-            return torch.stack(amounts).sum() if amounts else None
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._charges = Charges(self.penalties, pl_module)
 
-        self._charged = add_gradient(charge, parameters_of(optimizer))
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._charges is not None:
+            self._charges.add_gradients_(optimizer)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._charged is not None and is_logged(trainer, batch_idx):
-            pl_module.log("train_penalty", self._charged)
+        if self._charges is not None and is_logged(trainer, batch_idx):
+            charged = self._charges.total()
+            if charged is not None:
+                pl_module.log("train_penalty", charged)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._charges = None
 
 
 class ConstrainWeights(TechniqueCallback):
@@ -69,7 +79,7 @@ class ConstrainWeights(TechniqueCallback):
         constraints: The constraints, in their order. One alone need not be in a list.
 
     Raises:
-        ConfigurationError: If a constraint finds no weights.
+        ConfigurationError: If a constraint finds no weights, or the strategy shards weights.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -82,20 +92,19 @@ class ConstrainWeights(TechniqueCallback):
         self._handles: list[RemovableHandle] = []
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_sharding(trainer, "ConstrainWeights")
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
+        projections = Projections(self.constraints, pl_module)
 
         # a hook of the optimizer, and not of the Trainer: whatever looks at the weights after a step (averages,
         # checkpoints, other callbacks in any order) sees them projected
         def project(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            for constraint, weights in chosen:
-                for weight in weights:
-                    constraint.project(weight)
+            projections.apply(optimizer)
 
-        chosen = [(constraint, constraint.weights(pl_module)) for constraint in self.constraints]
-        for constraint, weights in chosen:
-            if not weights:
-                raise ConfigurationError(f"{constraint!r} finds no weights in {type(pl_module).__name__}.")
         self._handles = [optimizer.register_step_post_hook(project) for optimizer in trainer.optimizers]
 
     @override

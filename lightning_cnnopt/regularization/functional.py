@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,9 +45,25 @@ def max_norm_(weight: Tensor, limit: float) -> None:
         >>> weight
         tensor([[0.6000, 0.8000], [0.3000, 0.4000]])
     """
-    norms = weight.flatten(1).norm(dim=1)
-    scale = torch.where(norms > limit, limit / norms, torch.ones_like(norms))
-    weight.mul_(scale.view(-1, *[1] * (weight.ndim - 1)))
+    weight.renorm_(p=2, dim=0, maxnorm=limit)
+
+
+def add_sign_(gradients: Sequence[Tensor], weights: Sequence[Tensor], strength: float) -> None:
+    """Add ``strength`` · sign(w) to each gradient, in a few kernels for all of them.
+
+    Example:
+        >>> gradient = torch.zeros(3)
+        >>> add_sign_([gradient], [torch.tensor([-2.0, 0.0, 0.5])], 0.1)
+        >>> gradient
+        tensor([-0.1000,  0.0000,  0.1000])
+    """
+    for targets, sources in _blocks(gradients, weights):
+        torch._foreach_add_(targets, torch._foreach_sign(sources), alpha=strength)
+
+
+def add_scaled_(gradients: Sequence[Tensor], weights: Sequence[Tensor], strength: float) -> None:
+    """Add ``strength`` · w to each gradient, in a few kernels for all of them."""
+    torch._foreach_add_(list(gradients), list(weights), alpha=strength)
 
 
 def add_gradient(charge: Callable[[], Tensor | None], parameters: Sequence[Tensor]) -> Tensor | None:
@@ -73,6 +89,21 @@ def add_gradient(charge: Callable[[], Tensor | None], parameters: Sequence[Tenso
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return value.detach()
+
+
+# what is computed beside the weights is freed and used again, block by block, and not as large as the network
+_BLOCK = 2**22
+
+
+def _blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    begin, size = 0, 0
+    for end, tensor in enumerate(lists[0]):
+        if end > begin and size + tensor.numel() > _BLOCK:
+            yield tuple(list(tensors[begin:end]) for tensors in lists)
+            begin, size = end, 0
+        size += tensor.numel()
+    if begin < len(lists[0]):
+        yield tuple(list(tensors[begin:]) for tensors in lists)
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:

@@ -1,27 +1,36 @@
-"""What the loss is charged for, and what weights are held to."""
+"""What the loss is charged for."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_cnnopt.core.errors import check_range
-from lightning_cnnopt.core.parameters import named_weights
 from lightning_cnnopt.core.spec import Configurable
-from lightning_cnnopt.regularization.functional import l1, l2, max_norm_
+from lightning_cnnopt.regularization.functional import add_scaled_, add_sign_, l1, l2
+from lightning_cnnopt.regularization.weights import Layout, StepWeights, Weight, choose_weights, trainable, views
 
 
 class Penalty(Configurable, ABC):
     """Base of penalties: calling one returns what a network is charged, a scalar with gradient.
+
+    A subclass says what weights measure; the gradient is autograd's, unless it says that, too.
 
     Args:
         weight: λ, the strength.
         parameters: Shell patterns on parameter names; by default the weights of two or more dimensions, without those of
             normalization layers.
     """
+
+    layout: ClassVar[Layout] = "whole"
+    """How the weights are handed to :meth:`measure`."""
 
     def __init__(self, weight: float, parameters: Sequence[str] | None = None) -> None:
         check_range(type(self).__name__, "weight", weight, 0)
@@ -30,14 +39,68 @@ class Penalty(Configurable, ABC):
 
     def __call__(self, network: nn.Module) -> Tensor:
         """Return λ times the measure of the chosen weights of ``network``."""
-        chosen = [parameter for _, parameter in named_weights(network, self.parameters)]
-        if not chosen:
-            rank_zero_warn(f"{self!r} charges nothing: {type(network).__name__} has no trainable weights of two dimensions.")
-        return self.weight * self.measure(chosen)
+        return self.charge(self.choose(network))
 
     @abstractmethod
-    def measure(self, weights: list[nn.Parameter]) -> Tensor:
+    def measure(self, weights: list[Tensor]) -> Tensor:
         """Return what the weights measure before λ."""
+
+    def add_gradients_(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add λ times the gradient of :meth:`measure` to ``gradients``, in place."""
+        with torch.enable_grad():
+            leaves = [weight.detach().requires_grad_() for weight in weights]
+            found = torch.autograd.grad(self.measure(leaves), leaves, allow_unused=True, materialize_grads=True)
+        torch._foreach_add_(gradients, found, alpha=self.weight)
+
+    def choose(self, network: nn.Module) -> list[Weight]:
+        """Return the weights of ``network`` that are charged as far as they are trained; warn if there are none."""
+        chosen = choose_weights(network, self.parameters)
+        if not trainable(chosen):
+            rank_zero_warn(f"{self!r} charges nothing: {type(network).__name__} has no trainable weights of two dimensions.")
+        return chosen
+
+    def charge(self, weights: Sequence[Weight]) -> Tensor:
+        """Return λ times the measure of weights that were chosen before."""
+        return self.weight * self.measure(views(trainable(weights), self.layout))
+
+
+class Charges:
+    """Penalties with the weights that each of them charges, chosen once for a fit.
+
+    Parameters that are frozen or unfrozen later are left out or taken in from the next step on. A layer that the network is
+    given later is not.
+
+    Args:
+        penalties: What is charged.
+        network: Whose weights are charged.
+    """
+
+    def __init__(self, penalties: Sequence[Penalty], network: nn.Module) -> None:
+        self._chosen = [(penalty, StepWeights(penalty.choose(network))) for penalty in penalties]
+
+    @torch.no_grad()
+    def add_gradients_(self, optimizer: Optimizer) -> None:
+        """Add the gradients of all charges to those of the loss, which are in ``.grad`` already.
+
+        Called right before the step of ``optimizer``, a charge counts once per step, whatever the accumulation, the number
+        of ranks or of backward passes, and gradients are neither scaled nor in low precision.
+        """
+        for penalty, chosen in self._chosen:
+            weights = [weight for _, held in chosen.of(optimizer) for weight in held]
+            if not weights:
+                continue
+            gradients: list[Tensor] = []
+            for weight in weights:
+                if weight.parameter.grad is None:
+                    weight.parameter.grad = torch.zeros_like(weight.parameter)
+                gradients += weight.views(weight.parameter.grad, penalty.layout)
+            penalty.add_gradients_(views(weights, penalty.layout), gradients)
+
+    @torch.no_grad()
+    def total(self) -> Tensor | None:
+        """Return what the weights are charged at present; ``None`` where none are."""
+        amounts = [penalty.charge(chosen.weights) for penalty, chosen in self._chosen if trainable(chosen.weights)]
+        return torch.stack(amounts).sum() if amounts else None
 
 
 class L1(Penalty):
@@ -55,9 +118,15 @@ class L1(Penalty):
     def __init__(self, weight: float = 1e-5, parameters: Sequence[str] | None = None) -> None:
         super().__init__(weight, parameters)
 
-    def measure(self, weights: list[nn.Parameter]) -> Tensor:
+    @override
+    def measure(self, weights: list[Tensor]) -> Tensor:
         """Return Σ|w|."""
         return l1(weights)
+
+    @override
+    def add_gradients_(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add λ · sign(w)."""
+        add_sign_(gradients, weights, self.weight)
 
 
 class L2(Penalty):
@@ -74,70 +143,12 @@ class L2(Penalty):
     def __init__(self, weight: float = 5e-4, parameters: Sequence[str] | None = None) -> None:
         super().__init__(weight, parameters)
 
-    def measure(self, weights: list[nn.Parameter]) -> Tensor:
+    @override
+    def measure(self, weights: list[Tensor]) -> Tensor:
         """Return ½ Σw²."""
         return l2(weights)
 
-
-class Constraint(Configurable, ABC):
-    """Base of constraints: calling one projects the weights of a network, in place.
-
-    Args:
-        parameters: Shell patterns on parameter names; by default the weights of two or more dimensions, without those of
-            normalization layers.
-    """
-
-    def __init__(self, parameters: Sequence[str] | None = None) -> None:
-        self.parameters = None if parameters is None else list(parameters)
-
-    def __call__(self, network: nn.Module) -> int:
-        """Project the chosen weights and return how many tensors there are."""
-        chosen = self.weights(network)
-        for weight in chosen:
-            self.project(weight)
-        return len(chosen)
-
-    def weights(self, network: nn.Module) -> list[Tensor]:
-        """Return the weights of ``network`` that are projected, as views whose first dimension counts output units."""
-        views: list[Tensor] = []
-        for name, parameter in named_weights(network, self.parameters):
-            owner = network.get_submodule(name.rpartition(".")[0])
-            if isinstance(owner, nn.modules.conv._ConvTransposeNd):  # stored as (in, out / groups, …)
-                views += [group.transpose(0, 1) for group in parameter.data.chunk(owner.groups)]
-            else:
-                views.append(parameter.data)
-        return views
-
-    @abstractmethod
-    def project(self, weight: Tensor) -> None:
-        """Project one tensor in place."""
-
-
-class MaxNorm(Constraint):
-    """Holds the norm of each output unit's incoming weights to at most ``limit``, after every optimizer step.
-
-    Args:
-        limit: Greatest Euclidean norm. 3, within the 3 to 4 of the paper.
-        parameters: Shell patterns on parameter names; by default kernels and matrices.
-
-    Reference:
-        Srivastava et al., "Dropout", 2014.
-
-    Example:
-        >>> layer = nn.Sequential(nn.Linear(100, 2))
-        >>> nn.init.constant_(layer[0].weight, 1.0).norm(dim=1).tolist()
-        [10.0, 10.0]
-        >>> MaxNorm(2.0)(layer)
-        1
-        >>> [round(norm, 4) for norm in layer[0].weight.norm(dim=1).tolist()]
-        [2.0, 2.0]
-    """
-
-    def __init__(self, limit: float = 3.0, parameters: Sequence[str] | None = None) -> None:
-        check_range("MaxNorm", "limit", limit, 0, low_open=True)
-        super().__init__(parameters)
-        self.limit = limit
-
-    def project(self, weight: Tensor) -> None:
-        """Scale units that exceed the limit back to it."""
-        max_norm_(weight, self.limit)
+    @override
+    def add_gradients_(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add λ · w."""
+        add_scaled_(gradients, weights, self.weight)

@@ -74,3 +74,13 @@ def test_patterns_replace_the_default_rule_and_one_parameter_comes_once():
 def test_a_pattern_without_a_match_is_named():
     with pytest.raises(ConfigurationError, match=r"haed\.\*"):
         list(named_weights(ConvNet(), ["classifier.*", "haed.*"]))
+
+
+def test_frozen_parameters_are_yielded_where_they_are_asked_for(network):
+    every = [name for name, _ in named_weights(network)]
+    frozen = dict(named_weights(network))[every[0]].requires_grad_(False)
+    assert [name for name, _ in named_weights(network)] == every[1:]
+    assert [name for name, _ in named_weights(network, frozen=True)] == every
+    assert [name for name, _ in named_weights(network, [every[0]])] == []
+    assert [name for name, _ in named_weights(network, [every[0]], frozen=True)] == every[:1]
+    frozen.requires_grad_(True)

@@ -1,16 +1,18 @@
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from lightning_cnnopt import ImageClassifier
 from lightning_cnnopt.architecture import ConvNet
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.parameters import named_weights
-from lightning_cnnopt.regularization import L1, L2, ConstrainWeights, MaxNorm, PenalizeWeights
+from lightning_cnnopt.regularization import L1, L2, ConstrainWeights, MaxNorm, PenalizeWeights, Penalty, weights
 
 
 class Foreign(LightningModule):
@@ -166,3 +168,111 @@ def test_callbacks_with_other_arguments_keep_other_states():
         callback.state_key for callback in (PenalizeWeights(L1(0.1)), PenalizeWeights(L1(0.2)), ConstrainWeights(MaxNorm()))
     ]
     assert len(set(keys)) == 3
+
+
+class Cubes(Penalty):
+    """A user's own, which says nothing about its gradient."""
+
+    def measure(self, weights):
+        return torch.stack([weight.abs().pow(3).sum() / 3 for weight in weights]).sum()
+
+
+def test_a_penalty_that_states_no_gradient_has_autograds(tmp_path):
+    model = Foreign()
+    before = start(model)
+    trainer(tmp_path, PenalizeWeights(Cubes(0.25)), max_steps=1).fit(model)
+    for name in ("layer.weight", "head.weight"):
+        change = 0.25 * before[name] * before[name].abs()
+        torch.testing.assert_close(start(model)[name], before[name] - change)
+
+
+class Freeze(Callback):
+    """Freezes the head from the second batch to the fourth."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.head.requires_grad_(not 1 <= batch_idx <= 3)
+
+
+@pytest.mark.parametrize(
+    "callback", [PenalizeWeights(L1(2.0**-10)), ConstrainWeights(MaxNorm(2.0**-10))], ids=["penalty", "constraint"]
+)
+def test_weights_that_are_frozen_in_the_middle_of_a_fit_are_left_alone_until_they_are_not(tmp_path, callback):
+    model, snapshots = Foreign(), Snapshots()
+    states = [start(model)]
+    trainer(tmp_path, Freeze(), callback, snapshots).fit(model)
+    states += snapshots.taken
+    changed = [not torch.equal(a["head.weight"], b["head.weight"]) for a, b in itertools.pairwise(states)]
+    assert changed[:5] == [True, False, False, False, isinstance(callback, PenalizeWeights)]
+    if isinstance(callback, PenalizeWeights):
+        assert all(not torch.equal(a["layer.weight"], b["layer.weight"]) for a, b in itertools.pairwise(states))
+
+
+class Grows(Foreign):
+    """Steps the head from the third batch on only, as gradual unfreezing does."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if batch_idx == 2:
+            self.optimizers().optimizer.add_param_group({"params": list(self.head.parameters())})
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([*self.layer.parameters(), *self.norm.parameters()], lr=self.lr)
+
+
+def test_parameters_that_the_optimizer_is_given_later_are_charged_from_then_on(tmp_path):
+    model, snapshots = Grows(), Snapshots()
+    states = [start(model)]
+    trainer(tmp_path, PenalizeWeights(L1(2.0**-10)), snapshots).fit(model)
+    states += snapshots.taken
+    for index, (before, after) in enumerate(itertools.pairwise(states)):
+        charged = before["head.weight"].sign() * 2.0**-10 if index >= 2 else torch.zeros(2, 3)
+        assert torch.equal(after["head.weight"], before["head.weight"] - charged)
+
+
+class TwoOptimizers(Foreign):
+    """Steps one part and then the other, by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()[batch_idx % 2]
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+    def configure_optimizers(self):
+        parts = [*self.layer.parameters(), *self.norm.parameters()], self.head.parameters()
+        return [torch.optim.SGD(part, lr=1.0) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("callback", "hold"),
+    [
+        (PenalizeWeights(L1(2.0**-10)), lambda weight: weight - weight.sign() * 2.0**-10),
+        (ConstrainWeights(MaxNorm(0.25)), lambda weight: weight.renorm(2, 0, 0.25)),
+    ],
+    ids=["penalty", "constraint"],
+)
+def test_an_optimizers_step_acts_on_its_own_weights_alone(tmp_path, callback, hold):
+    model, snapshots = TwoOptimizers(), Snapshots()
+    states = [start(model)]
+    trainer(tmp_path, callback, snapshots, max_steps=2).fit(model)
+    states += snapshots.taken
+    for name, turn in (("layer.weight", 0), ("head.weight", 1)):
+        for index in (0, 1):
+            before, after = states[index][name], states[index + 1][name]
+            assert torch.equal(after, hold(before) if index == turn else before)
+
+
+@pytest.mark.parametrize("callback", [PenalizeWeights(L1()), ConstrainWeights(MaxNorm())])
+def test_strategies_that_shard_weights_are_refused(callback):
+    with pytest.raises(ConfigurationError, match=f"{type(callback).__name__} needs whole weights.*FSDPStrategy"):
+        callback.setup(SimpleNamespace(strategy=FSDPStrategy()), Foreign(), "fit")
+
+
+def test_the_weights_are_chosen_once_for_a_fit(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(weights, "named_weights", lambda *args, **kwargs: calls.append(args) or named_weights(*args, **kwargs))
+    trainer(tmp_path, PenalizeWeights(L1(0.1)), ConstrainWeights(MaxNorm())).fit(Foreign())
+    assert len(calls) == 2
