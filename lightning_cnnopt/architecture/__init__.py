@@ -2,8 +2,29 @@
 
 from lightning_cnnopt.architecture.callback import EditNetwork
 from lightning_cnnopt.architecture.edits import SqueezeExcite
-from lightning_cnnopt.architecture.functional import add_squeeze_excite
-from lightning_cnnopt.architecture.networks import ConvNet, NetworkFactory
+from lightning_cnnopt.architecture.functional import (
+    CompoundScaling,
+    add_squeeze_excite,
+    compound_scaling,
+    generalized_mean_pool,
+    round_channels,
+)
+from lightning_cnnopt.architecture.layers import GeneralizedMeanPool2d
+from lightning_cnnopt.architecture.networks import ConvNet, NetworkFactory, SmallResNet, SpeedNet
 from lightning_cnnopt.architecture.preprocessing import Preprocessing
 
-__all__ = ["ConvNet", "EditNetwork", "NetworkFactory", "Preprocessing", "SqueezeExcite", "add_squeeze_excite"]
+__all__ = [
+    "CompoundScaling",
+    "ConvNet",
+    "EditNetwork",
+    "GeneralizedMeanPool2d",
+    "NetworkFactory",
+    "Preprocessing",
+    "SmallResNet",
+    "SpeedNet",
+    "SqueezeExcite",
+    "add_squeeze_excite",
+    "compound_scaling",
+    "generalized_mean_pool",
+    "round_channels",
+]

@@ -1,17 +1,79 @@
-"""Edits of the architecture of any network, as functions."""
+"""Scaling, pooling, and edits of the architecture of any network, as functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
+from lightning_cnnopt.core.errors import check_range
 from lightning_cnnopt.core.graph import NetworkGraph
 from lightning_cnnopt.core.surgery import insert_after
 
 # torchvision's name and timm's
 _SQUEEZE_EXCITE_CLASSES = {"SqueezeExcitation", "SqueezeExcite", "SqueezeExciteCl", "SEModule", "EffectiveSEModule"}
+
+
+class CompoundScaling(NamedTuple):
+    """What one coefficient does to a network; see :func:`compound_scaling`."""
+
+    width_factor: float
+    depth_factor: float
+    resolution_factor: float
+
+
+def compound_scaling(phi: float, width: float = 1.1, depth: float = 1.2, resolution: float = 1.15) -> CompoundScaling:
+    """Return the factors by which a network grows in width, depth and resolution together: each base to the power of φ.
+
+    With the paper's bases one step of φ doubles the cost: depth · width² · resolution² ≈ 2. A negative φ shrinks.
+
+    Args:
+        phi: How many doublings of the cost.
+        width: Base of the factor on channels.
+        depth: Base of the factor on blocks.
+        resolution: Base of the factor on the image's sides.
+
+    Reference:
+        Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019.
+
+    Example:
+        >>> compound_scaling(2)
+        CompoundScaling(width_factor=1.21..., depth_factor=1.44, resolution_factor=1.32...)
+    """
+    for name, base in (("width", width), ("depth", depth), ("resolution", resolution)):
+        check_range("compound_scaling", name, base, 1)
+    return CompoundScaling(width**phi, depth**phi, resolution**phi)
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Return the multiple of ``divisor`` nearest to ``channels``, at least ``divisor`` and at least 90% of ``channels``.
+
+    Example:
+        >>> round_channels(32 * 1.1), round_channels(10), round_channels(3)
+        (32, 16, 8)
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
+def generalized_mean_pool(images: Tensor, p: Tensor | float, kernel_size: int | None = None, eps: float = 1e-6) -> Tensor:
+    """Return (mean(xᵖ))^(1/p) over windows of side ``kernel_size``, or over the whole image.
+
+    Args:
+        images: (N, C, H, W); values below ``eps`` count as ``eps``.
+        p: The exponent; 1 is the average, ∞ the maximum.
+        kernel_size: Side of the windows, which do not overlap; ``None`` for the whole image.
+        eps: Least value.
+
+    Reference:
+        Radenović, Tolias & Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018.
+    """
+    powers = images.clamp(min=eps).pow(p)
+    means = F.adaptive_avg_pool2d(powers, 1) if kernel_size is None else F.avg_pool2d(powers, kernel_size)
+    return means.pow(1 / p)
 
 
 def add_squeeze_excite(

@@ -1,0 +1,60 @@
+"""Layers that torch and torchvision lack."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnopt.architecture.functional import generalized_mean_pool
+from lightning_cnnopt.core.errors import check_range
+
+
+class GeneralizedMeanPool2d(nn.Module):
+    """Pooling by the generalized mean, (mean(xᵖ))^(1/p): the average for p = 1, towards the maximum as p grows.
+
+    Values below ``eps`` count as ``eps``, so it belongs behind an activation that gives no negative values.
+
+    Args:
+        kernel_size: Side of the windows, which do not overlap; ``None`` for the whole image.
+        p: The exponent, or where it starts. 3, the paper's.
+        learnable: Whether the exponent is a parameter, shared by all channels; it is in the paper's best models.
+        eps: Least value.
+
+    Shapes:
+        (N, C, H, W) → (N, C, H // kernel_size, W // kernel_size), or (N, C, 1, 1)
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+
+    Reference:
+        Radenović, Tolias & Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018.
+
+    Example:
+        >>> GeneralizedMeanPool2d(p=1.0)(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])).item()
+        3.0
+    """
+
+    p: Tensor
+
+    def __init__(self, kernel_size: int | None = None, p: float = 3.0, learnable: bool = True, eps: float = 1e-6) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if kernel_size is not None:
+            check_range(name, "kernel_size", kernel_size, 1)
+        check_range(name, "p", p, 0, low_open=True)
+        check_range(name, "eps", eps, 0, low_open=True)
+        self.kernel_size = kernel_size
+        self.eps = eps
+        exponent = torch.tensor([float(p)])
+        if learnable:
+            self.p = nn.Parameter(exponent)
+        else:
+            self.register_buffer("p", exponent)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pooled images."""
+        return generalized_mean_pool(images, self.p, self.kernel_size, self.eps)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
+        return f"kernel_size={self.kernel_size}, learnable={isinstance(self.p, nn.Parameter)}"
