@@ -31,6 +31,7 @@ from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import callbacks_of, is_logged, refuse_sharding
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
+from lightning_cnnopt.core.intact import check_intact, special_norms
 from lightning_cnnopt.core.layers import NormalizationFactory
 from lightning_cnnopt.core.parameters import parameter_groups
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather
@@ -262,9 +263,11 @@ class ImageClassifier(LightningModule):
             self.preprocessing.set(data.mean, data.std)
             self._preprocessing_is_set = True
         checkpoints.check_network_fits(self)
+        self._norms = special_norms(self.network)
 
     @override
     def on_fit_start(self) -> None:
+        check_intact(self.network, self._norms)
         # here and not in setup, where nothing tells a run that will be resumed from a fresh one
         if not self._weights_are_set:
             data: Any = getattr(self.trainer, "datamodule", None)

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.intact import check_intact, special_norms
 from lightning_cnnopt.core.surgery import Edit, network_of
 
 
@@ -27,7 +28,8 @@ class EditNetwork(TechniqueCallback):
             child with weights where it has none.
 
     Raises:
-        ConfigurationError: If there is no such submodule, or a callback that copies the weights in ``setup`` comes first.
+        ConfigurationError: If there is no such submodule, a callback that copies the weights in ``setup`` comes first, or
+            what was edited is gone when training starts (``sync_batchnorm`` and layers that ``SyncBatchNorm`` can't stand for).
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -56,3 +58,8 @@ class EditNetwork(TechniqueCallback):
                 record(edit)
             else:
                 edit(network)
+        self._norms = special_norms(network)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_intact(network_of(pl_module, self.submodule), self._norms)

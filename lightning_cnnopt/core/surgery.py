@@ -10,11 +10,15 @@ from typing import Any, ClassVar, cast
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.parameters import NORMALIZATION_LAYERS
 from lightning_cnnopt.core.spec import Configurable
 
 _MARK = "_cnnopt_edits"
+_INSERTED = "_cnnopt_inserted"  # of a network: the places of the layers that were inserted into it
+_PLACE = "_cnnopt_place"  # of an inserted layer: its path, which ends in its name within the module it runs behind
 
 
 class Edit(Configurable, ABC):
@@ -84,6 +88,8 @@ def replace_modules(root: nn.Module, wanted: Callable[[nn.Module], bool], make: 
                 if wanted(child):
                     new_for[child] = make(child)
                     adopt(child, new_for[child], parent, root)
+                    if place_of(child) is not None:
+                        setattr(new_for[child], _PLACE, place_of(child))
                     for inner in inserted(child):  # squeeze-and-excitation, stochastic depth: they stay behind the new layer
                         if inner not in new_for[child]._modules:
                             _run_behind(new_for[child], inner, cast(nn.Module, child._modules[inner]))
@@ -182,7 +188,26 @@ def insert_after(network: nn.Module, path: str, name: str, layer: nn.Module) -> 
     if name in module._modules:
         raise ConfigurationError(f"{path} has a layer {name!r} already.")
     adopt(module, layer, network)
+    place = f"{path}.{name}"
+    setattr(layer, _PLACE, place)
     _run_behind(module, name, layer)
+    setattr(network, _INSERTED, [*getattr(network, _INSERTED, []), place])
+
+
+def lost_layers(network: nn.Module) -> list[str]:
+    """Return the layers that :func:`insert_after` gave to ``network`` and that no longer run, by where they were put.
+
+    Code that replaces modules may drop what stood behind them. What stands behind a normalization layer is carried over when
+    torch, timm or Lightning replace that one.
+    """
+    running, idle = set(), []
+    for module in network.modules():
+        runs = set(module._modules) if _runs_its_children(module) else set(inserted(module))
+        for name, child in module.named_children():
+            if (place := place_of(child)) is not None:
+                running.add(place) if name in runs else idle.append(place)
+    gone = [place for place in getattr(network, _INSERTED, []) if place not in running and place not in idle]
+    return [*idle, *gone]
 
 
 def inserted(module: nn.Module) -> list[str]:
@@ -190,10 +215,23 @@ def inserted(module: nn.Module) -> list[str]:
     return [hook.name for hook in module._forward_hooks.values() if isinstance(hook, _RunChild)]
 
 
+def place_of(layer: nn.Module) -> str | None:
+    """Return where :func:`insert_after` put a layer, or ``None`` for one that it did not insert."""
+    return getattr(layer, _PLACE, None)
+
+
 def _run_behind(module: nn.Module, name: str, layer: nn.Module) -> None:
     module.add_module(name, layer)
-    if type(module).forward is not nn.Sequential.forward:  # a Sequential runs its children anyway
+    _run_child(module, name)
+
+
+def _run_child(module: nn.Module, name: str) -> None:
+    if not _runs_its_children(module) and name not in inserted(module):
         module.register_forward_hook(_RunChild(name))
+
+
+def _runs_its_children(module: nn.Module) -> bool:
+    return type(module).forward is nn.Sequential.forward
 
 
 class _RunChild:
@@ -205,3 +243,13 @@ class _RunChild:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
         del args
         return module._modules[self.name](output)  # type: ignore[misc]
+
+
+def _stay_behind(module: nn.Module, name: str, layer: nn.Module | None) -> None:
+    # Whoever replaces a normalization layer (by SyncBatchNorm for sync_batchnorm, and back again) hands its children over to
+    # the new layer under their names, but no hook: without this they would stand there and never run.
+    if layer is not None and isinstance(module, NORMALIZATION_LAYERS) and (place_of(layer) or "").rpartition(".")[2] == name:
+        _run_child(module, name)
+
+
+register_module_module_registration_hook(_stay_behind)
