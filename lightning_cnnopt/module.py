@@ -35,7 +35,7 @@ from lightning_cnnopt.core.intact import check_intact, special_norms
 from lightning_cnnopt.core.layers import NormalizationFactory
 from lightning_cnnopt.core.parameters import parameter_groups
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather
-from lightning_cnnopt.core.spec import build, call_with_known, factory_of
+from lightning_cnnopt.core.spec import build, call_with_known, factory_of, without_defaults
 from lightning_cnnopt.core.surgery import Edit, applied_edits
 from lightning_cnnopt.initialization import Initializer
 from lightning_cnnopt.initialization.callback import initialize
@@ -122,6 +122,7 @@ class ImageClassifier(LightningModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
+        normalization = without_defaults(normalization)
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         checkpoints.refuse_unstored(type(self).__name__, arguments)

@@ -176,6 +176,19 @@ def factory_of(value: Any, base: type = object) -> Callable[..., Any]:
     )
 
 
+def without_defaults(value: Any) -> Any:
+    """Return a factory that the command line made without the arguments that equal the class's defaults.
+
+    It writes every default out, so what a user said can't be told from what he left; anything else is returned as it is.
+    """
+    if not _is_of_the_command_line(value):
+        return value
+    target, keywords = _unwrap_partial(value)
+    parameters = inspect.signature(target).parameters
+    said = {name: item for name, item in keywords.items() if name not in parameters or parameters[name].default != item}
+    return functools.partial(target, **said)
+
+
 def call_with_known(factory: Callable[..., T], **offered: Any) -> T:
     """Call ``factory`` with those of the offered arguments that it takes and does not have yet.
 
@@ -219,12 +232,21 @@ def import_path(target: Any) -> str:
 
 
 def _unwrap_partial(value: functools.partial) -> tuple[Any, dict[str, Any]]:
-    # jsonargparse hands over partial(its own instantiator, …, the class, **arguments): the class is the last positional
-    if value.args and isinstance(value.args[-1], type) and not isinstance(value.func, type):
+    if _is_of_the_command_line(value):
         return value.args[-1], dict(value.keywords)
     if value.args:
         raise ConfigurationError(f"{value!r} can't be stored: its arguments are positional; pass arguments by name.")
     return value.func, dict(value.keywords)
+
+
+def _is_of_the_command_line(value: Any) -> bool:
+    # jsonargparse hands over partial(its own instantiator, …, the class, **arguments): the class is the last positional
+    return (
+        isinstance(value, functools.partial)
+        and bool(value.args)
+        and isinstance(value.args[-1], type)
+        and not isinstance(value.func, type)
+    )
 
 
 def _resolve(path: str, base: type) -> Any:

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_cnnopt.core.errors import ConfigurationError, did_you_mean
 from lightning_cnnopt.core.layers import NormalizationFactory
-from lightning_cnnopt.core.spec import factory_of
+from lightning_cnnopt.core.spec import factory_of, without_defaults
 from lightning_cnnopt.core.surgery import Edit
 from lightning_cnnopt.normalization.functional import swap_normalization
 
@@ -37,7 +37,7 @@ class SwapNormalization(Edit):
                 raise ConfigurationError(
                     f"SwapNormalization: replaces={name!r} is no class of torch.nn.{did_you_mean(name, vars(nn))}"
                 )
-        self.normalization = normalization
+        self.normalization = without_defaults(normalization)
         self.replaces = list(replaces)
 
     def apply(self, network: nn.Module) -> int:

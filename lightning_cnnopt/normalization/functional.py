@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cnnopt.core.graph import is_activation
 from lightning_cnnopt.core.layers import NormalizationFactory, make_normalization
+from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.core.surgery import insert_after, replace_modules
 
 
@@ -63,9 +67,9 @@ def swap_normalization(
 ) -> int:
     """Replace normalization layers of a network, in place.
 
-    Scale, shift and running statistics are taken over where the new layer has them in the same shape, as are momentum and
-    eps of batch normalization; parameters stay the same objects. An activation that the old layer held (timm's) stays,
-    behind the new one.
+    Scale, shift and running statistics are taken over where the new layer has them in the same shape; parameters stay the
+    same objects. So are momentum and eps of batch normalization, unless ``normalization`` states others. An activation that
+    the old layer held (timm's) stays, behind the new one.
 
     Args:
         network: Changed in place.
@@ -84,10 +88,12 @@ def swap_normalization(
     if probe is None:
         return 0
     new_class = type(make_normalization(normalization, _channels(probe)))
+    factory = factory_of(normalization, nn.Module)
+    stated = set(factory.keywords) if isinstance(factory, partial) else set()
 
     def make(old: nn.Module) -> nn.Module:
         new = make_normalization(normalization, _channels(old))
-        _carry(old, new)
+        _carry(old, new, stated)
         for name, child in old.named_children():
             if is_activation(child):
                 holder = nn.ModuleDict({"norm": new})
@@ -105,7 +111,7 @@ def _channels(norm: nn.Module) -> int:
     return int(shape[0])
 
 
-def _carry(old: nn.Module, new: nn.Module) -> None:
+def _carry(old: nn.Module, new: nn.Module, stated: set[str]) -> None:
     for name in ("weight", "bias"):
         value, target = getattr(old, name, None), getattr(new, name, None)
         if isinstance(value, nn.Parameter) and isinstance(target, nn.Parameter) and value.shape == target.shape:
@@ -115,4 +121,12 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
         if isinstance(value, Tensor) and isinstance(target, Tensor) and value.shape == target.shape:
             setattr(new, name, value)
     if isinstance(old, nn.modules.batchnorm._NormBase) and isinstance(new, nn.modules.batchnorm._NormBase):
-        new.momentum, new.eps = old.momentum, old.eps
+        for name in ("momentum", "eps"):
+            # what is not the default was stated, too: by a function that makes the layer, or in a class of the user's
+            if name not in stated and getattr(new, name) == _default(type(new), name):
+                setattr(new, name, getattr(old, name))
+
+
+def _default(cls: type, name: str) -> object:
+    signatures = (inspect.signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base))  # type: ignore[misc]
+    return next(signature.parameters[name].default for signature in signatures if name in signature.parameters)

@@ -5,11 +5,14 @@ import pytest
 import timm
 import torch
 import torchvision
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_cnnopt.architecture import ConvNet
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.graph import is_activation
+from lightning_cnnopt.core.spec import build, to_spec
+from lightning_cnnopt.core.surgery import Edit
 from lightning_cnnopt.normalization import GhostBatchNorm2d, SwapNormalization, swap_normalization
 
 NETWORKS = {
@@ -94,6 +97,42 @@ def test_momentum_eps_and_frozen_parameters_are_kept():
     assert (net[0].eps, net[0].momentum) == (0.01, None)
     assert not net[0].weight.requires_grad
     assert net[0].bias.requires_grad
+
+
+class Stubborn(GhostBatchNorm2d):
+    def __init__(self, num_features):
+        super().__init__(num_features, eps=0.25)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "eps", "momentum"),
+    [
+        (partial(GhostBatchNorm2d, eps=0.5), 0.5, 0.02),
+        (partial(GhostBatchNorm2d, eps=1e-5), 1e-5, 0.02),  # the class's own default, but said
+        (partial(GhostBatchNorm2d, momentum=None), 0.01, None),
+        (partial(GhostBatchNorm2d, eps=0.5, momentum=0.3), 0.5, 0.3),
+        ({"class_path": "lightning_cnnopt.normalization.GhostBatchNorm2d", "init_args": {"eps": 1e-5}}, 1e-5, 0.02),
+        (lambda channels: GhostBatchNorm2d(channels, momentum=0.3), 0.01, 0.3),
+        (lambda channels: GhostBatchNorm2d(channels, 4), 0.01, 0.02),
+        (Stubborn, 0.25, 0.02),
+    ],
+)
+def test_what_is_stated_of_the_new_layer_wins_and_the_rest_is_carried_over(normalization, eps, momentum):
+    net = nn.Sequential(nn.BatchNorm2d(3, eps=0.01, momentum=0.02))
+    swap_normalization(net, normalization)
+    assert (net[0].eps, net[0].momentum) == (eps, momentum)
+
+
+def test_what_the_command_line_fills_in_counts_as_not_stated_and_a_checkpoint_says_the_same():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--edit", type=Edit)
+    spec = {"class_path": "lightning_cnnopt.normalization.GhostBatchNorm2d", "init_args": {"ghost_size": 4, "momentum": 0.3}}
+    given = {"class_path": "SwapNormalization", "init_args": {"normalization": spec}}
+    edit = parser.instantiate(parser.parse_object({"edit": given})).edit
+    for same in (edit, build(to_spec(edit), Edit)):
+        net = nn.Sequential(nn.BatchNorm2d(3, eps=0.01, momentum=0.02))
+        same(net)
+        assert (net[0].eps, net[0].momentum, net[0].ghost_size) == (0.01, 0.3, 4)
 
 
 def test_a_shared_layer_is_replaced_once_by_one():
