@@ -1,19 +1,38 @@
 """What the loss is charged for, and what weights are held to."""
 
 from lightning_cnnopt.regularization.callback import ConstrainWeights, PenalizeWeights
-from lightning_cnnopt.regularization.constraints import Constraint, MaxNorm
-from lightning_cnnopt.regularization.functional import l1, l2, max_norm_
-from lightning_cnnopt.regularization.penalties import L1, L2, Penalty
+from lightning_cnnopt.regularization.constraints import Constraint, MaxNorm, ProximalL1, UnitNorm
+from lightning_cnnopt.regularization.functional import (
+    group_lasso,
+    l1,
+    l2,
+    max_norm_,
+    orthogonality,
+    soft_threshold_,
+    sparsity,
+    unit_norm_,
+)
+from lightning_cnnopt.regularization.penalties import L1, L2, ElasticNet, GroupLasso, Orthogonal, Penalty
 
 __all__ = [
     "L1",
     "L2",
     "ConstrainWeights",
     "Constraint",
+    "ElasticNet",
+    "GroupLasso",
     "MaxNorm",
+    "Orthogonal",
     "PenalizeWeights",
     "Penalty",
+    "ProximalL1",
+    "UnitNorm",
+    "group_lasso",
     "l1",
     "l2",
     "max_norm_",
+    "orthogonality",
+    "soft_threshold_",
+    "sparsity",
+    "unit_norm_",
 ]

@@ -75,6 +75,9 @@ class PenalizeWeights(TechniqueCallback):
 class ConstrainWeights(TechniqueCallback):
     """Projects the weights of any LightningModule after every optimizer step.
 
+    It is a hook of the optimizers, so whatever looks at the weights after a step sees them projected, in any order of the
+    callbacks. With a constraint for sparsity the share of zeros is logged as ``sparsity``, at log intervals.
+
     Args:
         constraints: The constraints, in their order. One alone need not be in a list.
 
@@ -89,6 +92,7 @@ class ConstrainWeights(TechniqueCallback):
 
     def __init__(self, constraints: Constraint | list[Constraint]) -> None:
         self.constraints = [constraints] if isinstance(constraints, Constraint) else list(constraints)
+        self._projections: Projections | None = None
         self._handles: list[RemovableHandle] = []
 
     @override
@@ -98,7 +102,7 @@ class ConstrainWeights(TechniqueCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
-        projections = Projections(self.constraints, pl_module)
+        projections = self._projections = Projections(self.constraints, pl_module)
 
         # a hook of the optimizer, and not of the Trainer: whatever looks at the weights after a step (averages,
         # checkpoints, other callbacks in any order) sees them projected
@@ -106,6 +110,15 @@ class ConstrainWeights(TechniqueCallback):
             projections.apply(optimizer)
 
         self._handles = [optimizer.register_step_post_hook(project) for optimizer in trainer.optimizers]
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._projections is not None and is_logged(trainer, batch_idx):
+            share = self._projections.sparsity()
+            if share is not None:
+                pl_module.log("sparsity", share)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,6 +129,7 @@ class ConstrainWeights(TechniqueCallback):
         self._remove()
 
     def _remove(self) -> None:
+        self._projections = None
         while self._handles:
             self._handles.pop().remove()
 

@@ -14,7 +14,16 @@ from typing_extensions import override
 
 from lightning_cnnopt.core.errors import check_range
 from lightning_cnnopt.core.spec import Configurable
-from lightning_cnnopt.regularization.functional import add_scaled_, add_sign_, l1, l2
+from lightning_cnnopt.regularization.functional import (
+    add_orthogonality_gradient_,
+    add_scaled_,
+    add_sign_,
+    add_unit_directions_,
+    group_lasso,
+    l1,
+    l2,
+    orthogonality,
+)
 from lightning_cnnopt.regularization.weights import Layout, StepWeights, Weight, choose_weights, trainable, views
 
 
@@ -152,3 +161,115 @@ class L2(Penalty):
     def add_gradients_(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
         """Add λ · w."""
         add_scaled_(gradients, weights, self.weight)
+
+
+class ElasticNet(Penalty):
+    """λ (ρ Σ|w| + (1 - ρ)/2 Σw²): L1 and L2 in one, with gradient λ (ρ sign(w) + (1 - ρ) w).
+
+    Weights go to zero as with L1, and weights that do the same share what is left, as with L2.
+
+    Args:
+        weight: λ. 1e-5, that of :class:`L1`.
+        l1_ratio: ρ, from 0 (L2) to 1 (L1). 0.5, as in scikit-learn, whose names and formula these are.
+        parameters: Shell patterns on parameter names; by default kernels and matrices.
+
+    Reference:
+        Zou & Hastie, "Regularization and variable selection via the elastic net", 2005.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(1, 1))
+        >>> _ = nn.init.constant_(layer[0].weight, 2.0)
+        >>> round(ElasticNet(0.1, l1_ratio=0.25)(layer).item(), 4)
+        0.2
+    """
+
+    def __init__(self, weight: float = 1e-5, l1_ratio: float = 0.5, parameters: Sequence[str] | None = None) -> None:
+        super().__init__(weight, parameters)
+        check_range("ElasticNet", "l1_ratio", l1_ratio, 0, 1)
+        self.l1_ratio = l1_ratio
+
+    @override
+    def measure(self, weights: list[Tensor]) -> Tensor:
+        """Return ρ Σ|w| + (1 - ρ)/2 Σw²."""
+        return self.l1_ratio * l1(weights) + (1 - self.l1_ratio) * l2(weights)
+
+    @override
+    def add_gradients_(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add λ (ρ sign(w) + (1 - ρ) w)."""
+        add_sign_(gradients, weights, self.weight * self.l1_ratio)
+        add_scaled_(gradients, weights, self.weight * (1 - self.l1_ratio))
+
+
+class GroupLasso(Penalty):
+    """λ Σ √p ‖w‖₂ over output units (filters, neurons) with their p weights: drives whole units to zero.
+
+    The gradient is λ √p w/‖w‖₂, and 0 for a unit of zeros. √p makes λ mean the same for small and large filters.
+
+    Args:
+        weight: λ. 1e-5: a unit whose weights are 0.1 in the mean (root of the mean square) is gone after 10,000 steps of
+            rate 1, as with :class:`L1`.
+        parameters: Shell patterns on parameter names; by default kernels and matrices. A parameter of one dimension has a
+            unit in each element.
+
+    Reference:
+        Yuan & Lin, "Model selection and estimation in regression with grouped variables", 2006; for filters: Wen et al.,
+        "Learning Structured Sparsity in Deep Neural Networks", 2016.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(4, 2))
+        >>> _ = nn.init.constant_(layer[0].weight, 1.0)
+        >>> round(GroupLasso(0.1)(layer).item(), 4)
+        0.8
+    """
+
+    layout = "units"
+
+    def __init__(self, weight: float = 1e-5, parameters: Sequence[str] | None = None) -> None:
+        super().__init__(weight, parameters)
+
+    @override
+    def measure(self, weights: list[Tensor]) -> Tensor:
+        """Return Σ √p ‖w‖₂."""
+        return group_lasso(weights)
+
+    @override
+    def add_gradients_(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add λ √p w/‖w‖₂."""
+        add_unit_directions_(gradients, weights, self.weight)
+
+
+class Orthogonal(Penalty):
+    """λ Σ ‖WWᵀ - I‖²_F over layers, a row of W for each output unit: units that are orthonormal keep gradients in scale.
+
+    The gradient is 4λ (WWᵀ - I) W. With more units than inputs it is the columns that are held orthonormal, by the same
+    gradient. Of a grouped convolution each group is a W of its own, since filters of two groups share no input.
+
+    Args:
+        weight: λ. 1e-4, of the order of a usual weight decay.
+        parameters: Shell patterns on parameter names; by default kernels and matrices.
+
+    Reference:
+        Bansal, Chen & Wang, "Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?", 2018: the soft
+        orthogonality.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(3, 2))
+        >>> _ = nn.init.orthogonal_(layer[0].weight)
+        >>> bool(Orthogonal(1.0)(layer) < 1e-9)
+        True
+    """
+
+    layout = "matrices"
+
+    def __init__(self, weight: float = 1e-4, parameters: Sequence[str] | None = None) -> None:
+        super().__init__(weight, parameters)
+
+    @override
+    def measure(self, weights: list[Tensor]) -> Tensor:
+        """Return Σ ‖WWᵀ - I‖²_F."""
+        return orthogonality(weights)
+
+    @override
+    def add_gradients_(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Add 4λ (WWᵀ - I) W."""
+        add_orthogonality_gradient_(gradients, weights, self.weight)

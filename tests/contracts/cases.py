@@ -31,7 +31,18 @@ from lightning_cnnopt.learning_rate import Constant, Cosine, Plateau, ScheduleLe
 from lightning_cnnopt.normalization import GhostBatchNorm2d, SwapNormalization
 from lightning_cnnopt.optimizers import EMA
 from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize
-from lightning_cnnopt.regularization import L1, L2, ConstrainWeights, MaxNorm, PenalizeWeights
+from lightning_cnnopt.regularization import (
+    L1,
+    L2,
+    ConstrainWeights,
+    ElasticNet,
+    GroupLasso,
+    MaxNorm,
+    Orthogonal,
+    PenalizeWeights,
+    ProximalL1,
+    UnitNorm,
+)
 
 CASES = {
     "SqueezeExcite": partial(SqueezeExcite, reduction=4),
@@ -44,7 +55,12 @@ CASES = {
     "LSUV": LSUV,
     "L1": partial(L1, 0.01),
     "L2": partial(L2, 0.01),
+    "ElasticNet": partial(ElasticNet, 0.01, 0.25),
+    "GroupLasso": partial(GroupLasso, 0.01),
+    "Orthogonal": partial(Orthogonal, 0.01),
     "MaxNorm": partial(MaxNorm, 0.5),
+    "UnitNorm": UnitNorm,
+    "ProximalL1": partial(ProximalL1, 0.1),
     "Constant": Constant,
     "Cosine": Cosine,
     "Step": partial(Step, 0.25, 0.5),

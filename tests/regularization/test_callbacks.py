@@ -12,7 +12,7 @@ from lightning_cnnopt import ImageClassifier
 from lightning_cnnopt.architecture import ConvNet
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.parameters import named_weights
-from lightning_cnnopt.regularization import L1, L2, ConstrainWeights, MaxNorm, PenalizeWeights, Penalty, weights
+from lightning_cnnopt.regularization import L1, L2, ConstrainWeights, MaxNorm, PenalizeWeights, Penalty, ProximalL1, weights
 
 
 class Foreign(LightningModule):
@@ -276,3 +276,47 @@ def test_the_weights_are_chosen_once_for_a_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "named_weights", lambda *args, **kwargs: calls.append(args) or named_weights(*args, **kwargs))
     trainer(tmp_path, PenalizeWeights(L1(0.1)), ConstrainWeights(MaxNorm())).fit(Foreign())
     assert len(calls) == 2
+
+
+class TwoRates(Foreign):
+    def configure_optimizers(self):
+        rest = [*self.layer.parameters(), *self.norm.parameters()]
+        return torch.optim.SGD([{"params": rest}, {"params": self.head.parameters(), "lr": 0.25}], lr=self.lr)
+
+
+def test_a_proximal_step_goes_as_far_as_the_rate_of_each_group_says(tmp_path):
+    model = TwoRates(push=0.125)
+    before = start(model)
+    trainer(tmp_path, ConstrainWeights(ProximalL1(0.2)), max_steps=1).fit(model)
+    for name, rate in (("layer.weight", 1.0), ("head.weight", 0.25)):
+        expected = torch.nn.functional.softshrink(before[name] - rate * 0.125, rate * 0.2)
+        torch.testing.assert_close(start(model)[name], expected)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_proximal_step_follows_every_optimizer_step_and_the_rate_at_that_time(tmp_path, accumulate):
+    class Decays(Foreign):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    model = Decays()
+    expected = start(model)["layer.weight"]
+    trainer(tmp_path, ConstrainWeights(ProximalL1(0.05)), accumulate_grad_batches=accumulate).fit(model)
+    for step in range(6 // accumulate):
+        expected = torch.nn.functional.softshrink(expected, 0.05 * 0.5**step)
+    torch.testing.assert_close(start(model)["layer.weight"], expected)
+
+
+def test_the_share_of_zeros_is_logged(tmp_path):
+    model = Foreign()
+    runner = trainer(tmp_path, ConstrainWeights([MaxNorm(), ProximalL1(0.1, ["layer.*"])]))
+    runner.fit(model)
+    held = torch.cat([model.layer.weight.detach().flatten(), model.layer.bias.detach()])
+    zeros = int((held == 0).sum())
+    assert zeros > 0
+    assert float(runner.callback_metrics["sparsity"]) == pytest.approx(zeros / 15)
+    runner = trainer(tmp_path, ConstrainWeights(MaxNorm()))
+    runner.fit(Foreign())
+    assert "sparsity" not in runner.callback_metrics
