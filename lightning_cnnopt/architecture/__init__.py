@@ -1,7 +1,8 @@
 """Networks, and edits of any network."""
 
 from lightning_cnnopt.architecture.callback import EditNetwork
-from lightning_cnnopt.architecture.edits import SqueezeExcite
+from lightning_cnnopt.architecture.edits import Freeze, SqueezeExcite
+from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import (
     CompoundScaling,
     add_squeeze_excite,
@@ -17,6 +18,7 @@ __all__ = [
     "CompoundScaling",
     "ConvNet",
     "EditNetwork",
+    "Freeze",
     "GeneralizedMeanPool2d",
     "NetworkFactory",
     "Preprocessing",
@@ -25,6 +27,7 @@ __all__ = [
     "SqueezeExcite",
     "add_squeeze_excite",
     "compound_scaling",
+    "freeze",
     "generalized_mean_pool",
     "round_channels",
 ]

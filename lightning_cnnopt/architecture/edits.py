@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import add_squeeze_excite
-from lightning_cnnopt.core.errors import check_range
+from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.core.surgery import Edit
 
@@ -38,3 +39,37 @@ class SqueezeExcite(Edit):
     def apply(self, network: nn.Module) -> int:
         """Add the layers and return how many there are."""
         return add_squeeze_excite(network, self.reduction, self.min_channels, factory_of(self.activation, nn.Module))
+
+
+class Freeze(Edit):
+    """Keeps parts of a network as they are: weights and, by default, statistics of normalization; see :func:`freeze`.
+
+    Weights that are frozen never enter the optimizer of an ``ImageClassifier``. What later edits add inside a frozen part is
+    trained.
+
+    Args:
+        modules: Shell patterns on the names of modules and parameters; a module's name stands for all that is in it.
+        but: Patterns of what stays trainable all the same, such as ``["fc"]``.
+        statistics: Whether normalization layers of the frozen part keep their running statistics, and normalize by them.
+
+    Example:
+        >>> import torchvision
+        >>> Freeze(["conv1", "bn1", "layer[12]"])(torchvision.models.resnet18())
+        20
+    """
+
+    looks_for = "trainable layers of these names"
+
+    def __init__(self, modules: Sequence[str] = ("*",), but: Sequence[str] = (), statistics: bool = True) -> None:
+        for name, patterns in (("modules", modules), ("but", but)):
+            if isinstance(patterns, str):
+                raise ConfigurationError(f"Freeze: {name}={patterns!r} is one string; expected a list of patterns.")
+        if not modules:
+            raise ConfigurationError("Freeze: modules=[] names nothing to freeze; give a pattern.")
+        self.modules = list(modules)
+        self.but = list(but)
+        self.statistics = statistics
+
+    def apply(self, network: nn.Module) -> int:
+        """Freeze the parts and return how many layers there are."""
+        return freeze(network, self.modules, self.but, self.statistics)

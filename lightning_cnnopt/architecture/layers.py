@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +60,41 @@ class GeneralizedMeanPool2d(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
         return f"kernel_size={self.kernel_size}, learnable={isinstance(self.p, nn.Parameter)}"
+
+
+class HeldStatistics(nn.Module):
+    """Keeps normalization layers of a network in evaluation mode, whatever mode the network is switched to.
+
+    It stands in the network as a child without weights, and passes on what it is called with. The layers are known by name,
+    so what takes their place (a synchronized batch normalization, a swap) is held, too.
+
+    Args:
+        network: The network.
+        names: Names of its layers that are held.
+    """
+
+    def __init__(self, network: nn.Module, names: Iterable[str] = ()) -> None:
+        super().__init__()
+        self._network = (network,)  # in a tuple, so that it does not become a child of its child
+        self.names: list[str] = []
+        self.hold(names)
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Hold further layers."""
+        self.names += [name for name in names if name not in self.names]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> HeldStatistics:
+        """Called by the network when it is switched; it comes after the layers, which were there first."""
+        super().train(mode)
+        for name in self.names:
+            self._network[0].get_submodule(name).training = False
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what it is given: a Sequential runs all its children."""
+        return images
+
+    def extra_repr(self) -> str:
+        """Return how many layers are held."""
+        return f"{len(self.names)} layers"
