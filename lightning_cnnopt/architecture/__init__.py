@@ -1,7 +1,8 @@
 """Networks, and edits of any network."""
 
+from lightning_cnnopt.architecture.blur import add_blur
 from lightning_cnnopt.architecture.callback import EditNetwork
-from lightning_cnnopt.architecture.edits import Freeze, SqueezeExcite
+from lightning_cnnopt.architecture.edits import BlurPool, Freeze, SqueezeExcite
 from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import (
     CompoundScaling,
@@ -10,11 +11,13 @@ from lightning_cnnopt.architecture.functional import (
     generalized_mean_pool,
     round_channels,
 )
-from lightning_cnnopt.architecture.layers import GeneralizedMeanPool2d
+from lightning_cnnopt.architecture.layers import BinomialBlur2d, GeneralizedMeanPool2d
 from lightning_cnnopt.architecture.networks import ConvNet, NetworkFactory, SmallResNet, SpeedNet
 from lightning_cnnopt.architecture.preprocessing import Preprocessing
 
 __all__ = [
+    "BinomialBlur2d",
+    "BlurPool",
     "CompoundScaling",
     "ConvNet",
     "EditNetwork",
@@ -25,6 +28,7 @@ __all__ = [
     "SmallResNet",
     "SpeedNet",
     "SqueezeExcite",
+    "add_blur",
     "add_squeeze_excite",
     "compound_scaling",
     "freeze",

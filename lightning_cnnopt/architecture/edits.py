@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from lightning_cnnopt.architecture.blur import add_blur
 from lightning_cnnopt.architecture.freezing import freeze
-from lightning_cnnopt.architecture.functional import add_squeeze_excite
+from lightning_cnnopt.architecture.functional import add_squeeze_excite, binomial_filter
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.core.surgery import Edit
@@ -39,6 +40,35 @@ class SqueezeExcite(Edit):
     def apply(self, network: nn.Module) -> int:
         """Add the layers and return how many there are."""
         return add_squeeze_excite(network, self.reduction, self.min_channels, factory_of(self.activation, nn.Module))
+
+
+class BlurPool(Edit):
+    """Blurs before every max-pooling and convolution that strides; see :func:`add_blur`.
+
+    Args:
+        filter_size: Side of the blur, odd: 3 is [1, 2, 1] / 4 along each side, 5 is [1, 4, 6, 4, 1] / 16.
+        convolutions: Whether convolutions are changed, too, or pooling alone.
+        min_channels: Convolutions of fewer input channels are left alone; 16 spares the first one, at the image's full size.
+
+    Example:
+        >>> import torchvision
+        >>> BlurPool()(torchvision.models.resnet18())
+        7
+    """
+
+    looks_for = "max-pooling and convolutions with a stride"
+
+    def __init__(self, filter_size: int = 3, convolutions: bool = True, min_channels: int = 16) -> None:
+        check_range("BlurPool", "filter_size", filter_size, 3)
+        binomial_filter(filter_size)
+        check_range("BlurPool", "min_channels", min_channels, 1)
+        self.filter_size = filter_size
+        self.convolutions = convolutions
+        self.min_channels = min_channels
+
+    def apply(self, network: nn.Module) -> int:
+        """Change the strides and return how many there were."""
+        return add_blur(network, self.filter_size, self.convolutions, self.min_channels)
 
 
 class Freeze(Edit):

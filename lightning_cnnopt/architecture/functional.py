@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
-from lightning_cnnopt.core.errors import check_range
+from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.graph import NetworkGraph
 from lightning_cnnopt.core.surgery import insert_after
 
@@ -74,6 +76,19 @@ def generalized_mean_pool(images: Tensor, p: Tensor | float, kernel_size: int | 
     powers = images.clamp(min=eps).pow(p)
     means = F.adaptive_avg_pool2d(powers, 1) if kernel_size is None else F.avg_pool2d(powers, kernel_size)
     return means.pow(1 / p)
+
+
+def binomial_filter(size: int) -> Tensor:
+    """Return the binomial coefficients of an odd number of taps, divided by their sum.
+
+    Example:
+        >>> binomial_filter(3)
+        tensor([0.2500, 0.5000, 0.2500])
+    """
+    check_range("binomial_filter", "filter_size", size, 1)
+    if size % 2 == 0:
+        raise ConfigurationError(f"filter_size={size} is even, which would shift images by half a pixel; give an odd one.")
+    return torch.tensor([math.comb(size - 1, tap) for tap in range(size)]) / 2 ** (size - 1)
 
 
 def add_squeeze_excite(

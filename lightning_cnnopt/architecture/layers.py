@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lightning_cnnopt.architecture.functional import generalized_mean_pool
+from lightning_cnnopt.architecture.functional import binomial_filter, generalized_mean_pool
 from lightning_cnnopt.core.errors import check_range
 
 
@@ -60,6 +61,61 @@ class GeneralizedMeanPool2d(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
         return f"kernel_size={self.kernel_size}, learnable={isinstance(self.p, nn.Parameter)}"
+
+
+class BinomialBlur2d(nn.Module):
+    """Strides over images that are blurred first, so that what is finer than the stride does not turn into false patterns.
+
+    Each channel is convolved with the outer product of binomial coefficients, [1, 2, 1] / 4 or [1, 4, 6, 4, 1] / 16, along
+    the sides that are strided over. The edges are mirrored; repeated, where the image is smaller than the filter.
+
+    Args:
+        stride: Of both sides, or of each.
+        filter_size: Side of the filter, odd.
+        ceil_mode: Round the size up in place of down, as pooling layers do with the argument of this name.
+
+    Shapes:
+        (N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉), the size that the stride alone would leave
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+
+    Reference:
+        Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019.
+
+    Example:
+        >>> BinomialBlur2d()(torch.ones(1, 1, 5, 4)).shape
+        torch.Size([1, 1, 3, 2])
+    """
+
+    filter: Tensor
+
+    def __init__(self, stride: int | tuple[int, int] = 2, filter_size: int = 3, ceil_mode: bool = False) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.stride = (stride, stride) if isinstance(stride, int) else (stride[0], stride[1])
+        for side in self.stride:
+            check_range(name, "stride", side, 1)
+        self.filter_size = filter_size
+        self.ceil_mode = ceil_mode
+        rows, columns = (binomial_filter(filter_size if side > 1 else 1) for side in self.stride)
+        # not in the state dict: weights saved without it fit with it
+        self.register_buffer("filter", torch.outer(rows, columns)[None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the smaller images."""
+        rows, columns = (size // 2 for size in self.filter.shape[2:])
+        small = images.shape[2] <= rows or images.shape[3] <= columns
+        images = F.pad(images, (columns, columns, rows, rows), mode="replicate" if small else "reflect")
+        if self.ceil_mode:
+            images = F.pad(images, (0, self.stride[1] - 1, 0, self.stride[0] - 1), mode="replicate")
+        channels = images.shape[1]
+        filters = self.filter.to(images.dtype).expand(channels, 1, -1, -1)
+        return F.conv2d(images, filters, stride=self.stride, groups=channels)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
+        return f"stride={self.stride}, filter_size={self.filter_size}, ceil_mode={self.ceil_mode}"
 
 
 class HeldStatistics(nn.Module):

@@ -107,7 +107,8 @@ class Branch:
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            isinstance(m, NORMALIZATION_LAYERS)  # timm's hold their activation; see NetworkGraph.activation_after
+            # timm's hold their activation, see NetworkGraph.activation_after; and either kind may hold what edits inserted
+            isinstance(m, (*NORMALIZATION_LAYERS, *WEIGHTED_LAYERS))
             or (not isinstance(m, nn.Sequential) and not any(True for _ in m.children()))
             or super().is_leaf_module(m, module_qualified_name)
         )
@@ -168,6 +169,12 @@ class NetworkGraph:
             if node.op in ("call_function", "call_method") and _is_functional_activation(node)
         ]
 
+    def function_calls(self, *functions: Any) -> list[torch.fx.Node]:
+        """Return where any of ``functions`` is called, which no edit of modules reaches."""
+        return [
+            node for _, graph in self._parts for node in graph.nodes if node.op == "call_function" and node.target in functions
+        ]
+
     def residual_branches(self) -> list[Branch]:
         """Return the residual branches in the order of computation.
 
@@ -213,6 +220,36 @@ class NetworkGraph:
                     break
                 end = _join(prefix, str(node.target))
         return end
+
+    def activated_at(self, path: str) -> tuple[str, bool]:
+        """Return where the output of the layer at ``path`` has been through its normalization and activation.
+
+        Args:
+            path: Dotted name of the layer.
+
+        Returns:
+            The name of a module, and whether the place is in front of it (true) or behind it (false). In front: where the
+            activation is a function or is shared with other places, the layer that takes its value alone stands for it.
+        """
+        end = path
+        for prefix, start in self._calls(path):
+            node = start
+            while len(node.users) == 1:
+                node = next(iter(node.users))
+                name = _join(prefix, str(node.target)) if node.op == "call_module" else ""
+                module = self._modules.get(name)
+                own = module is not None and len(list(self._calls(name))) == 1
+                activates = _is_functional_activation(node) or (module is not None and is_activation(module))
+                if own and (activates or isinstance(module, (*NORMALIZATION_LAYERS, nn.Identity))):
+                    end = name
+                elif activates and len(node.users) == 1:
+                    after = next(iter(node.users))
+                    name = _join(prefix, str(after.target)) if after.op == "call_module" else ""
+                    if name and len(list(self._calls(name))) == 1:
+                        return name, True
+                if not own or activates or end != name:
+                    break
+        return end, False
 
     def _trace(self, module: nn.Module, prefix: str) -> None:
         try:

@@ -19,6 +19,7 @@ from lightning_cnnopt.core.spec import Configurable
 _MARK = "_cnnopt_edits"
 _INSERTED = "_cnnopt_inserted"  # of a network: the places of the layers that were inserted into it
 _PLACE = "_cnnopt_place"  # of an inserted layer: its path, which ends in its name within the module it runs behind
+_IN_FRONT = "_cnnopt_in_front"
 
 
 class Edit(Configurable, ABC):
@@ -90,9 +91,10 @@ def replace_modules(root: nn.Module, wanted: Callable[[nn.Module], bool], make: 
                     adopt(child, new_for[child], parent, root)
                     if place_of(child) is not None:
                         setattr(new_for[child], _PLACE, place_of(child))
-                    for inner in inserted(child):  # squeeze-and-excitation, stochastic depth: they stay behind the new layer
+                    # squeeze-and-excitation, stochastic depth, blur: they stay around the new layer
+                    for inner in (*inserted(child), *inserted_before(child)):
                         if inner not in new_for[child]._modules:
-                            _run_behind(new_for[child], inner, cast(nn.Module, child._modules[inner]))
+                            _add_running(new_for[child], inner, cast(nn.Module, child._modules[inner]))
                 else:
                     seen.add(child)
                     visit(child)
@@ -187,22 +189,18 @@ def insert_after(network: nn.Module, path: str, name: str, layer: nn.Module) -> 
     module = network.get_submodule(path)
     if name in module._modules:
         raise ConfigurationError(f"{path} has a layer {name!r} already.")
-    adopt(module, layer, network)
-    place = f"{path}.{name}"
-    setattr(layer, _PLACE, place)
-    _run_behind(module, name, layer)
-    setattr(network, _INSERTED, [*getattr(network, _INSERTED, []), place])
+    _insert(network, path, name, layer)
 
 
 def lost_layers(network: nn.Module) -> list[str]:
-    """Return the layers that :func:`insert_after` gave to ``network`` and that no longer run, by where they were put.
+    """Return the layers that were inserted in ``network`` and that no longer run, by where they were put.
 
-    Code that replaces modules may drop what stood behind them. What stands behind a normalization layer is carried over when
-    torch, timm or Lightning replace that one.
+    Code that replaces modules may drop what stood behind them or in front. What stands at a normalization layer is carried
+    over when torch, timm or Lightning replace that one.
     """
     running, idle = set(), []
     for module in network.modules():
-        runs = set(module._modules) if _runs_its_children(module) else set(inserted(module))
+        runs = set(module._modules) if _runs_its_children(module) else {*inserted(module), *inserted_before(module)}
         for name, child in module.named_children():
             if (place := place_of(child)) is not None:
                 running.add(place) if name in runs else idle.append(place)
@@ -210,23 +208,59 @@ def lost_layers(network: nn.Module) -> list[str]:
     return [*idle, *gone]
 
 
+def insert_before(network: nn.Module, path: str, name: str, layer: nn.Module) -> None:
+    """Let ``layer`` process the input of the module at ``path``; see :func:`insert_after`.
+
+    Raises:
+        ConfigurationError: If the module has a child of that name already, or runs all its children one after the other.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(1, 1, bias=False))
+        >>> insert_before(net, "0", "relu", nn.ReLU())
+        >>> bool(net(torch.tensor([-1.0])) == 0)
+        True
+    """
+    module = network.get_submodule(path)
+    if name in module._modules or isinstance(module, nn.Sequential):
+        raise ConfigurationError(f"{path} has a layer {name!r} already, or is a Sequential, which would run it behind.")
+    setattr(layer, _IN_FRONT, True)
+    _insert(network, path, name, layer)
+
+
 def inserted(module: nn.Module) -> list[str]:
     """Return the names of the children that :func:`insert_after` gave to ``module``."""
     return [hook.name for hook in module._forward_hooks.values() if isinstance(hook, _RunChild)]
 
 
+def inserted_before(module: nn.Module) -> list[str]:
+    """Return the names of the children that :func:`insert_before` gave to ``module``."""
+    return [hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, _RunChildFirst)]
+
+
 def place_of(layer: nn.Module) -> str | None:
-    """Return where :func:`insert_after` put a layer, or ``None`` for one that it did not insert."""
+    """Return where a layer was inserted, or ``None`` for one that was not."""
     return getattr(layer, _PLACE, None)
 
 
-def _run_behind(module: nn.Module, name: str, layer: nn.Module) -> None:
+def _insert(network: nn.Module, path: str, name: str, layer: nn.Module) -> None:
+    module, place = network.get_submodule(path), f"{path}.{name}"
+    adopt(module, layer, network)
+    setattr(layer, _PLACE, place)
+    _add_running(module, name, layer)
+    setattr(network, _INSERTED, [*getattr(network, _INSERTED, []), place])
+
+
+def _add_running(module: nn.Module, name: str, layer: nn.Module) -> None:
     module.add_module(name, layer)
-    _run_child(module, name)
+    _run_child(module, name, layer)
 
 
-def _run_child(module: nn.Module, name: str) -> None:
-    if not _runs_its_children(module) and name not in inserted(module):
+def _run_child(module: nn.Module, name: str, layer: nn.Module) -> None:
+    if getattr(layer, _IN_FRONT, False):
+        if name not in inserted_before(module):
+            module.register_forward_pre_hook(_RunChildFirst(name))
+    elif not _runs_its_children(module) and name not in inserted(module):
         module.register_forward_hook(_RunChild(name))
 
 
@@ -245,11 +279,21 @@ class _RunChild:
         return module._modules[self.name](output)  # type: ignore[misc]
 
 
+class _RunChildFirst:
+    """A forward pre-hook that runs a child on the input."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return (module._modules[self.name](args[0]), *args[1:])  # type: ignore[misc]
+
+
 def _stay_behind(module: nn.Module, name: str, layer: nn.Module | None) -> None:
     # Whoever replaces a normalization layer (by SyncBatchNorm for sync_batchnorm, and back again) hands its children over to
     # the new layer under their names, but no hook: without this they would stand there and never run.
     if layer is not None and isinstance(module, NORMALIZATION_LAYERS) and (place_of(layer) or "").rpartition(".")[2] == name:
-        _run_child(module, name)
+        _run_child(module, name, layer)
 
 
 register_module_module_registration_hook(_stay_behind)

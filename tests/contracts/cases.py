@@ -12,7 +12,7 @@ from torch import nn
 from lightning_cnnopt import callbacks as all_callbacks
 from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.analysis import RunReport, WritePredictions
-from lightning_cnnopt.architecture import EditNetwork, Freeze, SqueezeExcite
+from lightning_cnnopt.architecture import BlurPool, EditNetwork, Freeze, SqueezeExcite
 from lightning_cnnopt.augmentation import (
     AugmentBatches,
     HorizontalFlip,
@@ -46,6 +46,7 @@ from lightning_cnnopt.regularization import (
 
 CASES = {
     "SqueezeExcite": partial(SqueezeExcite, reduction=4),
+    "BlurPool": BlurPool,
     "Freeze": partial(Freeze, ["*conv1", "*bn1"]),
     "SwapActivation": partial(SwapActivation, nn.GELU),
     "SwapNormalization": partial(SwapNormalization, partial(GhostBatchNorm2d, ghost_size=4)),

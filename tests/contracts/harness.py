@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 
 class TinyResNet(nn.Module):
-    """Has what edits look for: residual branches, norms, activations, 16 channels; and dropout, which draws globally."""
+    """Has what edits look for: residual branches, norms, activations, 16 channels, pooling; dropout, which draws globally."""
 
     def __init__(self, num_classes, in_channels=1):
         super().__init__()
@@ -47,11 +47,12 @@ class TinyResNet(nn.Module):
         self.norm = nn.BatchNorm2d(16)
         self.act = nn.ReLU()
         self.blocks = nn.Sequential(Block(16), Block(16))
+        self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(16, num_classes)
 
     def forward(self, x):
-        return self.head(self.dropout(self.blocks(self.act(self.norm(self.stem(x)))).mean((2, 3))))
+        return self.head(self.dropout(self.pool(self.blocks(self.act(self.norm(self.stem(x))))).mean((2, 3))))
 
 
 class Foreign(LightningModule):

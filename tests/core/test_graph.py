@@ -296,3 +296,52 @@ def test_an_inserted_activation_is_what_follows():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.ReLU())
     insert_after(net, "1", "act", nn.Tanh())
     assert isinstance(NetworkGraph(net).activation_after("0"), nn.Tanh)
+
+
+class Shared(nn.Module):
+    def __init__(self, function=None):
+        super().__init__()
+        self.first, self.norm, self.second, self.act = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Conv2d(1, 1, 1), nn.ReLU()
+        self.function = function or self.act
+
+    def forward(self, x):
+        return self.act(self.second(self.function(self.norm(self.first(x)))))
+
+
+@pytest.mark.parametrize("function", [None, F.relu, torch.tanh])
+def test_a_value_is_activated_in_front_of_the_next_layer_where_no_module_is_its_own(function):
+    assert NetworkGraph(Shared(function)).activated_at("first") == ("second", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "place"),
+    [
+        ("resnet18", "conv1", ("relu", False)),
+        ("resnet18", "layer2.0.conv1", ("layer2.0.conv2", True)),
+        ("resnet18", "layer2.0.conv2", ("layer2.0.bn2", False)),
+        ("resnet18", "layer2.0.downsample.0", ("layer2.0.downsample.1", False)),
+        ("resnet50", "layer2.0.conv2", ("layer2.0.conv3", True)),
+        ("mobilenet_v2", "features.2.conv.1.0", ("features.2.conv.1.2", False)),
+        ("vgg11", "features.0", ("features.1", False)),
+    ],
+)
+def test_where_layers_of_torchvision_are_activated(name, path, place):
+    assert graph(name).activated_at(path) == place
+
+
+def test_identities_are_passed_and_held_activations_count():
+    with torch.device("meta"):
+        net = timm.create_model("resnet18")
+    assert NetworkGraph(net).activated_at("layer2.0.conv1") == ("layer2.0.act1", False)
+
+
+def test_function_calls_are_found():
+    assert len(NetworkGraph(Shared(F.relu)).function_calls(F.relu)) == 1
+    assert NetworkGraph(Shared()).function_calls(F.relu) == []
+
+
+def test_convolutions_of_timm_stay_whole_with_what_was_inserted():
+    net = timm.create_model("tf_efficientnet_b0")
+    name = next(name for name, module in net.named_modules() if type(module).__name__ == "Conv2dSame")
+    insert_after(net, name, "blur", nn.Sequential(nn.Identity()))
+    assert isinstance(NetworkGraph(net).activation_after(name), nn.SiLU)

@@ -6,7 +6,16 @@ import torch
 from torch import nn
 
 from lightning_cnnopt.core.errors import ConfigurationError
-from lightning_cnnopt.core.surgery import Edit, adopt, applied_edits, insert_after, inserted, replace_modules
+from lightning_cnnopt.core.surgery import (
+    Edit,
+    adopt,
+    applied_edits,
+    insert_after,
+    insert_before,
+    inserted,
+    inserted_before,
+    replace_modules,
+)
 
 
 class Halve(nn.Module):
@@ -160,3 +169,28 @@ def test_what_was_inserted_behind_a_layer_stays_when_that_layer_is_swapped(swap)
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for n, p in net.named_parameters() if n in before and "weight" in n
     )
+
+
+def test_a_layer_in_front_changes_the_input_alone():
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.randn(4, 3)
+    expected = torch.tanh(net[0](x / 2))
+    keys = list(net.state_dict())
+    insert_before(net, "0", "halve", Halve())
+    assert torch.equal(net(x), expected)
+    assert list(net.state_dict()) == keys
+    assert inserted_before(net[0]) == ["halve"]
+    assert inserted(net[0]) == []
+    assert torch.equal(pickle.loads(pickle.dumps(net))(x), expected)
+
+
+def test_a_sequential_takes_no_layer_in_front():
+    net = nn.Sequential(nn.Sequential(nn.Tanh()))
+    with pytest.raises(ConfigurationError, match="Sequential"):
+        insert_before(net, "0", "halve", Halve())
+
+
+def test_what_was_inserted_in_front_of_a_layer_stays_when_that_layer_is_swapped():
+    net, x = nn.Sequential(nn.ReLU()), torch.tensor([-2.0, 2.0])
+    insert_before(net, "0", "halve", Halve())
+    replace_modules(net, is_relu, lambda _: nn.LeakyReLU(0.5))
+    assert net(x).tolist() == [-0.5, 1.0]
