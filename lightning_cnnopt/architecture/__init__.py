@@ -2,7 +2,7 @@
 
 from lightning_cnnopt.architecture.blur import add_blur
 from lightning_cnnopt.architecture.callback import EditNetwork
-from lightning_cnnopt.architecture.edits import BlurPool, Freeze, SqueezeExcite
+from lightning_cnnopt.architecture.edits import BlurPool, CheckpointActivations, Freeze, SqueezeExcite
 from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import (
     CompoundScaling,
@@ -14,10 +14,12 @@ from lightning_cnnopt.architecture.functional import (
 from lightning_cnnopt.architecture.layers import BinomialBlur2d, GeneralizedMeanPool2d
 from lightning_cnnopt.architecture.networks import ConvNet, NetworkFactory, SmallResNet, SpeedNet
 from lightning_cnnopt.architecture.preprocessing import Preprocessing
+from lightning_cnnopt.architecture.recomputation import checkpoint_activations
 
 __all__ = [
     "BinomialBlur2d",
     "BlurPool",
+    "CheckpointActivations",
     "CompoundScaling",
     "ConvNet",
     "EditNetwork",
@@ -30,6 +32,7 @@ __all__ = [
     "SqueezeExcite",
     "add_blur",
     "add_squeeze_excite",
+    "checkpoint_activations",
     "compound_scaling",
     "freeze",
     "generalized_mean_pool",

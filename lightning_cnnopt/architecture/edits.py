@@ -9,6 +9,7 @@ from torch import nn
 from lightning_cnnopt.architecture.blur import add_blur
 from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import add_squeeze_excite, binomial_filter
+from lightning_cnnopt.architecture.recomputation import checkpoint_activations
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.core.surgery import Edit
@@ -71,6 +72,30 @@ class BlurPool(Edit):
         return add_blur(network, self.filter_size, self.convolutions, self.min_channels)
 
 
+class CheckpointActivations(Edit):
+    """Lets blocks compute again in backpropagation what they would have kept; see :func:`checkpoint_activations`.
+
+    Args:
+        modules: Shell patterns on the names of the blocks. By default every residual block; in a network without any, the
+            innermost modules with convolutions, if there are several.
+
+    Example:
+        >>> import torchvision
+        >>> CheckpointActivations()(torchvision.models.resnet18())
+        8
+    """
+
+    looks_for = "blocks"
+
+    def __init__(self, modules: Sequence[str] | None = None) -> None:
+        _check_patterns("CheckpointActivations", modules=modules)
+        self.modules = None if modules is None else list(modules)
+
+    def apply(self, network: nn.Module) -> int:
+        """Change the blocks and return how many there are."""
+        return checkpoint_activations(network, self.modules)
+
+
 class Freeze(Edit):
     """Keeps parts of a network as they are: weights and, by default, statistics of normalization; see :func:`freeze`.
 
@@ -91,11 +116,7 @@ class Freeze(Edit):
     looks_for = "trainable layers of these names"
 
     def __init__(self, modules: Sequence[str] = ("*",), but: Sequence[str] = (), statistics: bool = True) -> None:
-        for name, patterns in (("modules", modules), ("but", but)):
-            if isinstance(patterns, str):
-                raise ConfigurationError(f"Freeze: {name}={patterns!r} is one string; expected a list of patterns.")
-        if not modules:
-            raise ConfigurationError("Freeze: modules=[] names nothing to freeze; give a pattern.")
+        _check_patterns("Freeze", modules=modules, but=but)
         self.modules = list(modules)
         self.but = list(but)
         self.statistics = statistics
@@ -103,3 +124,11 @@ class Freeze(Edit):
     def apply(self, network: nn.Module) -> int:
         """Freeze the parts and return how many layers there are."""
         return freeze(network, self.modules, self.but, self.statistics)
+
+
+def _check_patterns(owner: str, modules: Sequence[str] | None, but: Sequence[str] = ()) -> None:
+    for name, patterns in (("modules", modules), ("but", but)):
+        if isinstance(patterns, str):
+            raise ConfigurationError(f"{owner}: {name}={patterns!r} is one string; expected a list of patterns.")
+    if modules is not None and not modules:
+        raise ConfigurationError(f"{owner}: modules=[] names nothing; give a pattern.")

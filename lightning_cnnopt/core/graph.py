@@ -6,7 +6,7 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,10 +98,12 @@ class Branch:
     Args:
         end: Name of the module that computes the branch's last value.
         modules: Names of all modules of the branch, in the order of computation.
+        block: Name of the module whose forward adds the branch to the shortcut; empty for the network itself.
     """
 
     end: str
     modules: tuple[str, ...]
+    block: str = field(default="", compare=False)
 
 
 class _Tracer(torch.fx.Tracer):
@@ -201,7 +203,9 @@ class NetworkGraph:
                 inside, end = max(paths, key=lambda item: len(item[0]))
                 last = _last_module(end, node, set(inside), calls)
                 if inside and last is not None:
-                    branches.append(Branch(_join(prefix, last), tuple(_join(prefix, str(n.target)) for n in inside)))
+                    around = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+                    names = tuple(_join(prefix, str(n.target)) for n in inside)
+                    branches.append(Branch(_join(prefix, last), names, _join(prefix, around[-1]) if around else prefix))
         return branches
 
     def block_end(self, path: str) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_cnnopt import callbacks as all_callbacks
 from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.analysis import RunReport, WritePredictions
-from lightning_cnnopt.architecture import BlurPool, EditNetwork, Freeze, SqueezeExcite
+from lightning_cnnopt.architecture import BlurPool, CheckpointActivations, EditNetwork, Freeze, SqueezeExcite
 from lightning_cnnopt.augmentation import (
     AugmentBatches,
     HorizontalFlip,
@@ -47,6 +47,7 @@ from lightning_cnnopt.regularization import (
 CASES = {
     "SqueezeExcite": partial(SqueezeExcite, reduction=4),
     "BlurPool": BlurPool,
+    "CheckpointActivations": CheckpointActivations,
     "Freeze": partial(Freeze, ["*conv1", "*bn1"]),
     "SwapActivation": partial(SwapActivation, nn.GELU),
     "SwapNormalization": partial(SwapNormalization, partial(GhostBatchNorm2d, ghost_size=4)),
@@ -93,6 +94,7 @@ CASES = {
 """A fresh instance by the name of its class."""
 
 WITHOUT_EFFECT_ON_TRAINING = {
+    "CheckpointActivations",
     "Constant",
     "CompileNetwork",
     "ResumeRandomState",
