@@ -1,4 +1,4 @@
-"""How the command line reads names and reports what is wrong with them: jsonargparse with three habits changed."""
+"""How the command line reads names and reports what is wrong with them: jsonargparse with four habits changed."""
 
 from __future__ import annotations
 
@@ -103,6 +103,19 @@ def _forget_former_class() -> None:
     _typehints.discard_init_args_on_class_path_change = discard
 
 
+def _replace_whole_lists() -> None:
+    # Of a list that is given again, jsonargparse fills each item up from the former item at its place, if the lists are of one
+    # length and the items of one class. Here a list replaces the former one, arguments of its items included.
+    adapt = _typehints.adapt_typehints
+
+    def adapt_typehints(val: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(val, list) and isinstance(kwargs.get("prev_val"), list) and not kwargs.get("append"):
+            kwargs["prev_val"] = None
+        return adapt(val, *args, **kwargs)
+
+    _typehints.adapt_typehints = adapt_typehints
+
+
 def _prefer_known_packages() -> None:
     resolve = _typehints.resolve_class_path_by_name
 
@@ -121,4 +134,5 @@ def _prefer_known_packages() -> None:
 
 
 _forget_former_class()
+_replace_whole_lists()
 _prefer_known_packages()

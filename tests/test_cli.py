@@ -140,6 +140,33 @@ def test_an_argument_of_the_same_class_keeps_the_others(capsys):
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.003
 
 
+def test_a_list_in_a_later_config_replaces_the_earlier_one_arguments_of_its_items_included(capsys):
+    Path("a.yaml").write_text(
+        """
+        data: {init_args: {augmentation: [{class_path: PaddedCrop, init_args: {padding: 3, mode: reflect}}]}}
+        trainer: {callbacks: [{class_path: EMA, init_args: {decay: 0.9, warmup: false}}]}
+        """
+    )
+    Path("b.yaml").write_text(
+        """
+        data: {init_args: {augmentation: [{class_path: PaddedCrop, init_args: {padding: 2}}]}}
+        trainer: {callbacks: [{class_path: EMA, init_args: {start: 0.2}}]}
+        """
+    )
+    config = printed_config(capsys, "-c", QUICKSTART, "-c", "a.yaml", "-c", "b.yaml", "--trainer.callbacks.start=0.3")
+    [crop] = config["data"]["init_args"]["augmentation"]
+    assert crop["init_args"] == {"padding": 2, "mode": "constant"}
+    [ema] = config["trainer"]["callbacks"]
+    assert ema["init_args"] == {"decay": None, "half_life": None, "warmup": True, "start": 0.3}
+
+
+def test_an_object_in_a_later_config_is_laid_over_the_earlier_one_of_its_class(capsys):
+    Path("b.yaml").write_text("model: {init_args: {schedule: {class_path: Warmup, init_args: {duration: 0.2}}}}")
+    schedule = printed_config(capsys, "-c", QUICKSTART, "-c", "b.yaml")["model"]["init_args"]["schedule"]
+    assert schedule["init_args"]["duration"] == 0.2
+    assert schedule["init_args"]["schedule"]["class_path"].endswith("Cosine")
+
+
 @pytest.mark.parametrize("overlay", ["compressed_gradients.yaml", "ddp.yaml", "mixed_precision.yaml"])
 def test_overlays_hold_trainer_flags_only(overlay):
     assert set(yaml.safe_load((CONFIGS / overlay).read_text())) == {"trainer"}
