@@ -1,6 +1,7 @@
 """What the loss is charged for, and what weights are held to."""
 
-from lightning_cnnopt.regularization.callback import ConstrainWeights, PenalizeWeights
+from lightning_cnnopt.regularization.activities import ActivityL1, ActivityL2, ActivityPenalty
+from lightning_cnnopt.regularization.callback import ConstrainWeights, PenalizeActivations, PenalizeWeights
 from lightning_cnnopt.regularization.constraints import Constraint, MaxNorm, ProximalL1, UnitNorm
 from lightning_cnnopt.regularization.functional import (
     group_lasso,
@@ -17,12 +18,16 @@ from lightning_cnnopt.regularization.penalties import L1, L2, ElasticNet, GroupL
 __all__ = [
     "L1",
     "L2",
+    "ActivityL1",
+    "ActivityL2",
+    "ActivityPenalty",
     "ConstrainWeights",
     "Constraint",
     "ElasticNet",
     "GroupLasso",
     "MaxNorm",
     "Orthogonal",
+    "PenalizeActivations",
     "PenalizeWeights",
     "Penalty",
     "ProximalL1",

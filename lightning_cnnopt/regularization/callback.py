@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,7 @@ from typing_extensions import override
 
 from lightning_cnnopt.core.callback import TechniqueCallback, is_logged, refuse_sharding
 from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.regularization.activities import ActivityCharges, ActivityPenalty
 from lightning_cnnopt.regularization.constraints import Constraint, Projections
 from lightning_cnnopt.regularization.penalties import Charges, Penalty
 
@@ -132,6 +134,92 @@ class ConstrainWeights(TechniqueCallback):
         self._projections = None
         while self._handles:
             self._handles.pop().remove()
+
+
+class PenalizeActivations(TechniqueCallback):
+    """Charges the outputs of layers to the training of any LightningModule.
+
+    Unlike the charge of weights, this one goes backward through the batch. It is added to what ``training_step`` returns as
+    a term whose value is zero and whose gradient is the charge's, so it is scaled, accumulated and averaged over ranks as the
+    loss is, while the loss stays the task's own to the bit. The charge is logged as ``train_activity_penalty``, at log
+    intervals. Layers that run outside ``training_step`` are not charged.
+
+    Args:
+        penalties: What is charged. One alone need not be in a list.
+
+    Raises:
+        ConfigurationError: If there are no such layers, they do not run, or the module steps its optimizers by hand.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cnnopt.regularization import ActivityL1
+        >>> trainer = Trainer(callbacks=[PenalizeActivations(ActivityL1(0.01))], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, penalties: ActivityPenalty | list[ActivityPenalty]) -> None:
+        self.penalties = [penalties] if isinstance(penalties, ActivityPenalty) else list(penalties)
+        self._charged: Tensor | None = None
+        self._restore: Callable[[], None] | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not pl_module.automatic_optimization:
+            raise ConfigurationError(
+                f"PenalizeActivations adds to the loss that training_step returns, and {type(pl_module).__name__} steps its "
+                "optimizers by hand; there, add charges.total() of `with penalty.watch(network) as charges` to the loss."
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unwrap()
+        charges = ActivityCharges(self.penalties, pl_module)
+        step = pl_module.training_step
+        own = pl_module.__dict__.get("training_step")
+
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            charges.begin()
+            output = step(*args, **kwargs)
+            if output is None:  # the module skips this batch
+                return None
+            charge = charges.total()
+            self._charged = charge.detach()
+            return _add_gradient_of(charge, output)
+
+        def restore() -> None:
+            charges.detach()
+            del pl_module.__dict__["training_step"]
+            if own is not None:
+                pl_module.__dict__["training_step"] = own
+
+        charges.attach()
+        pl_module.__dict__["training_step"] = training_step
+        self._restore = restore
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._charged is not None and is_logged(trainer, batch_idx):
+            pl_module.log("train_activity_penalty", self._charged)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unwrap()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unwrap()
+
+    def _unwrap(self) -> None:
+        if self._restore is not None:
+            self._restore()
+        self._restore = self._charged = None
+
+
+def _add_gradient_of(charge: Tensor, output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return {**output, "loss": _add_gradient_of(charge, output["loss"])}
+    return output + (charge - charge.detach()).to(output)
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

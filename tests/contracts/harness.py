@@ -18,7 +18,14 @@ from lightning_cnnopt.core.schedule import Schedule
 from lightning_cnnopt.core.surgery import Edit
 from lightning_cnnopt.initialization import Initializer, InitializeWeights
 from lightning_cnnopt.learning_rate import ScheduleLearningRate
-from lightning_cnnopt.regularization import Constraint, ConstrainWeights, PenalizeWeights, Penalty
+from lightning_cnnopt.regularization import (
+    ActivityPenalty,
+    Constraint,
+    ConstrainWeights,
+    PenalizeActivations,
+    PenalizeWeights,
+    Penalty,
+)
 
 CLASSES = 4
 BATCH = 8
@@ -106,6 +113,7 @@ def as_callback(technique):
         Edit: lambda: EditNetwork(technique, submodule=None),
         Initializer: lambda: InitializeWeights(technique),
         Penalty: lambda: PenalizeWeights(technique),
+        ActivityPenalty: lambda: PenalizeActivations(technique),
         Constraint: lambda: ConstrainWeights(technique),
         Schedule: lambda: ScheduleLearningRate(technique),
         Transform: lambda: AugmentBatches([technique]),

@@ -23,12 +23,12 @@ from lightning_cnnopt.core.schedule import Schedule, TrainingLength
 from lightning_cnnopt.core.spec import build, to_spec
 from lightning_cnnopt.core.surgery import Edit
 from lightning_cnnopt.initialization import Initializer
-from lightning_cnnopt.regularization import Constraint, Penalty
+from lightning_cnnopt.regularization import ActivityPenalty, Constraint, Penalty
 
 from . import harness
 from .cases import CASES, WITHOUT_EFFECT_ON_TRAINING, exported_techniques
 
-BASES = (Edit, Initializer, Penalty, Constraint, Schedule, Transform, Mixing, Callback)
+BASES = (Edit, Initializer, Penalty, ActivityPenalty, Constraint, Schedule, Transform, Mixing, Callback)
 
 every_technique = pytest.mark.parametrize("name", sorted(CASES))
 every_edit = pytest.mark.parametrize("name", sorted(n for n, make in CASES.items() if isinstance(make(), Edit)))
