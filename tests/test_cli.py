@@ -200,8 +200,20 @@ def test_ddp_runs_in_two_processes_and_reports_once(start, tmp_path):
         str(CONFIGS / "ddp.yaml"),
         "--trainer.max_epochs",
         "1",
+        "--model.network",
+        "my_networks.Linear",  # of a file in the working directory
         *QUIET,
     ]
+    (tmp_path / "my_networks.py").write_text(
+        """
+from torch import nn
+
+
+class Linear(nn.Sequential):
+    def __init__(self, num_classes: int):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command,
