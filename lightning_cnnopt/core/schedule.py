@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from typing_extensions import Self
 
 from lightning_cnnopt.core.callback import callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
@@ -72,19 +73,22 @@ class TrainingLength:
         per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
         return cls(steps, math.ceil(per_epoch) if math.isfinite(per_epoch) else math.inf, seconds)
 
-    def after(self, fraction: float) -> TrainingLength:
-        """Return the length of what is left after ``fraction`` of this one."""
-        left = 1 - fraction
-        return TrainingLength(self.steps * left, self.steps_per_epoch, None if self.seconds is None else self.seconds * left)
+    def part(self, fraction: float) -> TrainingLength:
+        """Return the length of a part that is ``fraction`` of this one."""
+        seconds = None if self.seconds is None else self.seconds * fraction
+        return TrainingLength(self.steps * fraction, self.steps_per_epoch, seconds)
 
 
-def fraction_of(duration: DurationLike, length: TrainingLength | None = None, name: str = "duration") -> float:
+def fraction_of(
+    duration: DurationLike, length: TrainingLength | None = None, name: str = "duration", cut: bool = True
+) -> float:
     """Return a duration as a fraction of training, at most 1.
 
     Args:
         duration: ``0.3``, ``"5ep"``, ``"500st"`` or ``"10min"`` (``s``, ``min``, ``h``).
         length: The training it is part of; needed for all but fractions.
         name: What the duration is called in an error.
+        cut: Whether what is longer than the training counts as all of it. A slope, for one, must not become steeper by that.
 
     Raises:
         ConfigurationError: If it is none of these, negative, or needs a length that is not there.
@@ -104,12 +108,14 @@ def fraction_of(duration: DurationLike, length: TrainingLength | None = None, na
             raise ConfigurationError(
                 f"{name}={duration!r} is a time, and training has no limit of time: set the Trainer's max_time."
             )
-        return min(1.0, amount / length.seconds)
-    if math.isinf(length.steps):
+        share = amount / length.seconds
+    elif math.isinf(length.steps):
         raise ConfigurationError(
             f"{name}={duration!r} counts steps, and only time ends this training: give a time or a fraction."
         )
-    return min(1.0, steps_of(duration, length, name) / length.steps)
+    else:
+        share = steps_of(duration, length, name) / length.steps
+    return min(1.0, share) if cut else share
 
 
 def steps_of(duration: DurationLike, length: TrainingLength, name: str = "duration") -> float:
@@ -171,11 +177,32 @@ def parse_duration(
     return amount * _SECONDS[unit], "seconds"
 
 
+def check_length(owner: str, name: str, duration: DurationLike) -> None:
+    """Raise unless ``duration`` is a duration, and longer than nothing.
+
+    Args:
+        owner: The class whose argument it is.
+        name: The argument.
+        duration: What was given.
+
+    Raises:
+        ConfigurationError: If it is not.
+
+    Example:
+        >>> check_length("Step", "period", "0ep")
+        Traceback (most recent call last):
+        ...
+        lightning_cnnopt.core.errors.ConfigurationError: Step: period='0ep' must be longer than nothing.
+    """
+    if parse_duration(duration, f"{owner}: {name}")[0] <= 0:
+        raise ConfigurationError(f"{owner}: {name}={duration!r} must be longer than nothing.")
+
+
 class Schedule(Configurable, ABC):
     """Base of schedules: a function of progress to a factor.
 
-    Subclasses keep their arguments under their names, list those that are durations in :attr:`durations`, and implement
-    :meth:`factor`.
+    Subclasses keep their arguments under their names, list those that are durations, or lists of them, in
+    :attr:`durations`, and implement :meth:`factor`, where :meth:`fraction` reads one.
     """
 
     durations: ClassVar[tuple[str, ...]] = ()
@@ -184,14 +211,41 @@ class Schedule(Configurable, ABC):
     def factor(self, progress: float) -> float:
         """Return the factor at ``progress`` in [0, 1]."""
 
-    def bind(self, length: TrainingLength) -> Schedule:
-        """Return this schedule with every duration turned into a fraction of ``length``."""
-        arguments = {name: getattr(self, name) for name in self.init_args()}
-        arguments.update({name: fraction_of(arguments[name], length, name) for name in self.durations})
-        return type(self)(**arguments)
+    def bind(self, length: TrainingLength) -> Self:
+        """Return this schedule with every duration turned into a fraction of ``length``, above 1 where it is longer."""
+        bound = type(self)(**{name: getattr(self, name) for name in self.init_args()})
+        for name in self.durations:
+            value, label = getattr(self, name), f"{type(self).__name__}: {name}"
+            if isinstance(value, (list, tuple)):
+                setattr(bound, name, [fraction_of(item, length, label, cut=False) for item in value])
+            elif value is not None:
+                setattr(bound, name, fraction_of(value, length, label, cut=False))
+        return bound
 
-    def observe(self, metrics: dict[str, float]) -> None:
-        """Take in the metrics of a validation. Only schedules that react to them do anything."""
+    def fraction(self, name: str) -> float:
+        """Return the duration in attribute ``name`` as a fraction of training.
+
+        Raises:
+            ConfigurationError: If it is epochs, steps or time, and :meth:`bind` was not called.
+        """
+        return self.fractions(name)[0]
+
+    def fractions(self, name: str) -> list[float]:
+        """Return the durations in attribute ``name``, one or a list of them, as fractions of training.
+
+        Raises:
+            ConfigurationError: As :meth:`fraction` does.
+        """
+        value = getattr(self, name)
+        durations = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(item, str) for item in durations):
+            raise ConfigurationError(
+                f"{self!r}: {name}={value!r} needs the length of training; call bind(TrainingLength(…)) first."
+            )
+        return list(durations)
+
+    def observe(self, metrics: dict[str, float], progress: float = 1.0) -> None:
+        """Take in the metrics of a validation at ``progress``. Only schedules that react to them do anything."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a schedule that reacts to metrics has learnt; empty for pure ones."""

@@ -2,19 +2,65 @@
 
 from lightning_cnnopt.core.schedule import Schedule, TrainingLength
 from lightning_cnnopt.learning_rate.callback import ScheduleLearningRate
-from lightning_cnnopt.learning_rate.functional import cosine, step, warmup
-from lightning_cnnopt.learning_rate.schedules import Constant, Cosine, Plateau, Step, Warmup
+from lightning_cnnopt.learning_rate.functional import (
+    cosine,
+    cosine_restarts,
+    cyclic,
+    exponential,
+    inverse_time,
+    multi_step,
+    one_cycle,
+    polynomial,
+    step,
+    trapezoid,
+    warmup,
+)
+from lightning_cnnopt.learning_rate.schedules import (
+    Constant,
+    Cosine,
+    CosineRestarts,
+    CounterCycle,
+    Cyclic,
+    Exponential,
+    InverseTime,
+    MultiStep,
+    OneCycle,
+    Plateau,
+    Polynomial,
+    Sequence,
+    Step,
+    Trapezoid,
+    Warmup,
+)
 
 __all__ = [
     "Constant",
     "Cosine",
+    "CosineRestarts",
+    "CounterCycle",
+    "Cyclic",
+    "Exponential",
+    "InverseTime",
+    "MultiStep",
+    "OneCycle",
     "Plateau",
+    "Polynomial",
     "Schedule",
     "ScheduleLearningRate",
+    "Sequence",
     "Step",
     "TrainingLength",
+    "Trapezoid",
     "Warmup",
     "cosine",
+    "cosine_restarts",
+    "cyclic",
+    "exponential",
+    "inverse_time",
+    "multi_step",
+    "one_cycle",
+    "polynomial",
     "step",
+    "trapezoid",
     "warmup",
 ]

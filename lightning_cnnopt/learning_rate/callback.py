@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_cnnopt.core.rates import RateCallback
-from lightning_cnnopt.core.schedule import Schedule, TrainingLength
+from lightning_cnnopt.core.schedule import Schedule, TrainingLength, progress_of, steps_done
 
 
 class ScheduleLearningRate(RateCallback):
@@ -45,6 +45,7 @@ class ScheduleLearningRate(RateCallback):
     @override
     def make_factor(self, trainer: Trainer, length: TrainingLength) -> Callable[[float], float]:
         """Return the schedule, its durations turned into fractions of this training."""
+        self._length = length
         self._bound = self.schedule.bind(length)
         if self._restored is not None:
             self._bound.load_state_dict(self._restored)
@@ -55,7 +56,8 @@ class ScheduleLearningRate(RateCallback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or self._bound is None or trainer.state.fn != TrainerFn.FITTING:
             return
-        self._bound.observe({name: float(value) for name, value in trainer.callback_metrics.items()})
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._bound.observe(metrics, progress_of(trainer, self._length, steps_done(trainer)))
         for scheduler in self.schedulers:
             scheduler.refresh()
 

@@ -27,7 +27,24 @@ from lightning_cnnopt.core.spec import Configurable
 from lightning_cnnopt.dropout import StochasticDepth
 from lightning_cnnopt.imbalance import ClassWeights
 from lightning_cnnopt.initialization import LSUV, InitializeWeights, Kaiming, XavierNormal, XavierUniform
-from lightning_cnnopt.learning_rate import Constant, Cosine, Plateau, ScheduleLearningRate, Step, Warmup
+from lightning_cnnopt.learning_rate import (
+    Constant,
+    Cosine,
+    CosineRestarts,
+    CounterCycle,
+    Cyclic,
+    Exponential,
+    InverseTime,
+    MultiStep,
+    OneCycle,
+    Plateau,
+    Polynomial,
+    ScheduleLearningRate,
+    Sequence,
+    Step,
+    Trapezoid,
+    Warmup,
+)
 from lightning_cnnopt.normalization import GhostBatchNorm2d, SwapNormalization
 from lightning_cnnopt.optimizers import EMA
 from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize
@@ -71,8 +88,18 @@ CASES = {
     "ProximalL1": partial(ProximalL1, 0.1),
     "Constant": Constant,
     "Cosine": Cosine,
+    "Polynomial": partial(Polynomial, 2.0, 0.1),
+    "Exponential": partial(Exponential, 0.5, "2st"),
+    "InverseTime": partial(InverseTime, 1.0, "2st"),
     "Step": partial(Step, 0.25, 0.5),
+    "MultiStep": partial(MultiStep, ["1st", 0.5], 0.5),
+    "CosineRestarts": partial(CosineRestarts, "2st", 2.0),
+    "OneCycle": partial(OneCycle, 0.5),
+    "CounterCycle": partial(CounterCycle, 0.5, "2st"),
+    "Cyclic": partial(Cyclic, "1st", "2st", 0.1, "exp_range"),
+    "Trapezoid": partial(Trapezoid, "1st", "2st", 0.1),
     "Warmup": partial(Warmup, Cosine(), "2st", 0.1),
+    "Sequence": partial(Sequence, [Step("1st", 0.5), Cosine()], ["2st"]),
     "Plateau": partial(Plateau, "val_loss", patience=0, gamma=0.5, threshold=10.0),
     "HorizontalFlip": HorizontalFlip,
     "VerticalFlip": VerticalFlip,

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.schedule import (
+    Schedule,
     TrainingLength,
     fraction_of,
     parse_duration,
@@ -112,9 +113,41 @@ def test_a_training_without_steps_is_refused(steps):
         TrainingLength(steps, 10)
 
 
-def test_what_is_left_after_a_part_keeps_the_epochs_as_they_are():
-    left = TrainingLength(1000, 100, 60.0).after(0.25)
-    assert (left.steps, left.steps_per_epoch, left.seconds) == (750, 100, 45)
+def test_a_part_keeps_the_epochs_as_they_are():
+    part = TrainingLength(1000, 100, 60.0).part(0.75)
+    assert (part.steps, part.steps_per_epoch, part.seconds) == (750, 100, 45)
+
+
+def test_a_slope_longer_than_training_is_not_cut():
+    length = TrainingLength(100, 10, 60.0)
+    assert fraction_of("250st", length, cut=False) == 2.5
+    assert fraction_of("120s", length, cut=False) == 2
+    assert fraction_of("250st", length) == fraction_of("120s", length) == 1
+
+
+class Slopes(Schedule):
+    durations = ("one", "several", "absent")
+
+    def __init__(self, one="3ep", several=("10st", 0.5), absent=None):
+        self.one, self.several, self.absent = one, several, absent
+
+    def factor(self, progress):
+        return self.fraction("one") + sum(self.fractions("several"))
+
+
+def test_binding_turns_every_duration_of_a_schedule_into_a_fraction_lists_included():
+    bound = Slopes().bind(TrainingLength(20, 10))
+    assert (bound.one, bound.several, bound.absent) == (1.5, [0.5, 0.5], None)
+    assert bound.factor(0.0) == 2.5
+    with pytest.raises(ConfigurationError, match=r"one='3ep'.*bind"):
+        Slopes().factor(0.0)
+    with pytest.raises(ConfigurationError, match=r"several=\('10st', 0.5\).*bind"):
+        Slopes(one=0.5).factor(0.0)
+
+
+def test_a_duration_that_cannot_be_bound_is_named_with_its_schedule():
+    with pytest.raises(ConfigurationError, match=r"Slopes: one='3ep' counts epochs"):
+        Slopes().bind(TrainingLength(20, math.inf))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""Every overlay of a room trains a step over the quickstart, validates, and tests, as a user would lay it over."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_cnnopt.__main__ import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+OVERLAYS = sorted(CONFIGS.glob("*/*.yaml"))
+ONE_STEP = {
+    "max_epochs": 1,
+    "limit_train_batches": 1,
+    "limit_val_batches": 1,
+    "num_sanity_val_steps": 0,
+    "logger": "false",
+    "enable_checkpointing": "false",
+    "enable_progress_bar": "false",
+    "enable_model_summary": "false",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_noise(monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler writes to an earlier test's stream
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_overlay_trains_over_the_quickstart(overlay, capfd):
+    flags = [word for name, value in ONE_STEP.items() for word in (f"--trainer.{name}", str(value))]
+    arguments = ["-c", str(CONFIGS / "quickstart.yaml"), "-c", str(overlay), "--test_after_fit", "false"]
+    assert main(["fit", *arguments, *flags]) == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_overlay_says_what_it_is_and_is_small(overlay):
+    text = overlay.read_text()
+    assert text.startswith("# "), "a first line that says what the overlay does"
+    assert len(text.splitlines()) <= 25
+    assert set(yaml.safe_load(text)) <= {"data", "model", "trainer"}
