@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ from lightning_cnnopt.core.intact import check_intact, special_norms
 from lightning_cnnopt.core.layers import NormalizationFactory
 from lightning_cnnopt.core.parameters import parameter_groups
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather
-from lightning_cnnopt.core.spec import build, call_with_known, factory_of, without_defaults
+from lightning_cnnopt.core.replay import Replayable
+from lightning_cnnopt.core.spec import build, call_with_known, factory_of, listed
 from lightning_cnnopt.core.surgery import Edit, applied_edits
 from lightning_cnnopt.initialization import Initializer
 from lightning_cnnopt.initialization.callback import initialize
@@ -56,7 +57,7 @@ class MetricFactory(Protocol):
         """Return the metric."""
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(Replayable):
     """Trains and measures an image classifier; every technique is an argument, a method to override, or a callback.
 
     Networks, optimizers and layers are given as something that makes them (a class, ``functools.partial(cls, …)``, or
@@ -81,8 +82,8 @@ class ImageClassifier(LightningModule):
         activation: Makes an activation that replaces those of the network.
         normalization: Makes a normalization, from a number of channels, that replaces those of the network.
         initializer: How the weights start; by default as the network made them.
-        penalties: What the loss is charged for.
-        edits: Further edits of the network, in their order.
+        penalties: What the loss is charged for. One alone need not be in a list.
+        edits: Further edits of the network, in their order. One alone need not be in a list.
         metrics: Metrics beside the default ones, by the name under which they are logged.
         mean: Mean of each channel for pixels in [0, 1]; by default the data module's.
         std: Standard deviation of each channel; by default the data module's.
@@ -116,16 +117,13 @@ class ImageClassifier(LightningModule):
         activation: Callable[[], nn.Module] | None = None,
         normalization: NormalizationFactory | None = None,
         initializer: Initializer | None = None,
-        penalties: Sequence[Penalty] = (),
-        edits: Sequence[Edit] = (),
+        penalties: Penalty | Sequence[Penalty] = (),
+        edits: Edit | Sequence[Edit] = (),
         metrics: Mapping[str, MetricFactory] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        normalization = without_defaults(normalization)
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        checkpoints.refuse_unstored(type(self).__name__, arguments)
         check_choice("ImageClassifier", "task", task, ("multiclass", "binary", "multilabel"))
         check_range("ImageClassifier", "num_classes", num_classes, 1)
         check_range("ImageClassifier", "in_channels", in_channels, 1)
@@ -133,7 +131,6 @@ class ImageClassifier(LightningModule):
             raise ConfigurationError("ImageClassifier: mean and std belong together; give both or neither.")
         if class_names is not None and len(class_names) != num_classes and task != "binary":
             raise ConfigurationError(f"ImageClassifier: {len(class_names)} class_names for num_classes={num_classes}.")
-        self.save_hyperparameters(checkpoints.storable_arguments(arguments), logger=False)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size: tuple[int, int] = (image_size[0], image_size[1])
@@ -141,7 +138,7 @@ class ImageClassifier(LightningModule):
         self.class_names = list(class_names) if class_names is not None else None
         self.schedule: Schedule | None = None if schedule is None else build(schedule, Schedule)  # type: ignore[type-abstract]
         self.initializer: Initializer | None = None if initializer is None else build(initializer, Initializer)  # type: ignore[type-abstract]
-        self.penalties: list[Penalty] = [build(penalty, Penalty) for penalty in penalties]  # type: ignore[type-abstract]
+        self.penalties: list[Penalty] = [build(penalty, Penalty) for penalty in listed(penalties)]  # type: ignore[type-abstract]
         self._network = network
         self._activation = activation
         self._normalization = normalization
@@ -153,7 +150,7 @@ class ImageClassifier(LightningModule):
         self.network = self.configure_network()
         self.configure_normalization(self.network)
         self.configure_activation(self.network)
-        for edit in edits:
+        for edit in listed(edits):
             built: Edit = build(edit, Edit)  # type: ignore[type-abstract]
             built(self.network)
         metric_set = self.configure_metrics()
@@ -164,6 +161,8 @@ class ImageClassifier(LightningModule):
         self.register_load_state_dict_post_hook(_mark_weights_as_set)
         self._preprocessing_is_set = mean is not None
         self._stream = Stream("initialization", per_rank=False)
+        self.added_edits: list[Edit] = []
+        """What :meth:`add_edit` was given; checkpoints hold it."""
         self.own_callbacks: list[Callback] = []
         """The callbacks that come with this module, once a Trainer has asked for them."""
         self._sums: Tensor | None = None  # of this epoch: loss, right answers, samples
@@ -177,6 +176,7 @@ class ImageClassifier(LightningModule):
         """Return the network, one logit per class. By default what ``network`` makes."""
         if isinstance(self._network, nn.Module):
             return self._network
+        said = checkpoints.storable(self._network)
         try:
             made = call_with_known(
                 factory_of(self._network, nn.Module),
@@ -185,9 +185,9 @@ class ImageClassifier(LightningModule):
                 image_size=self.image_size,
             )
         except TypeError as error:
-            raise ConfigurationError(f"network={self.hparams['network']!r} can't be built: {error}.") from error
+            raise ConfigurationError(f"network={said!r} can't be built: {error}.") from error
         if not isinstance(made, nn.Module):
-            raise ConfigurationError(f"network={self.hparams['network']!r} makes a {type(made).__name__}; expected a network.")
+            raise ConfigurationError(f"network={said!r} makes a {type(made).__name__}; expected a network.")
         return made
 
     def configure_normalization(self, network: nn.Module) -> None:
@@ -250,11 +250,11 @@ class ImageClassifier(LightningModule):
     # assembling
 
     def add_edit(self, edit: Edit) -> None:
-        """Edit the network, once, and remember it in the hyperparameter ``edits``, so that checkpoints load without help."""
+        """Edit the network, once, and remember it in checkpoints, so that they load without help."""
         if edit in applied_edits(self.network):
             return
         edit(self.network)
-        self.hparams["edits"] = [*self.hparams["edits"], checkpoints.storable(edit)]
+        self.added_edits.append(edit)
 
     @override
     def setup(self, stage: str) -> None:
@@ -307,7 +307,7 @@ class ImageClassifier(LightningModule):
         try:
             return factory_of(self._optimizer, Optimizer)(groups)
         except (ValueError, TypeError) as error:
-            name = self.hparams["optimizer"].get("class_path", "")
+            name = checkpoints.storable(self._optimizer).get("class_path", "")
             raise ConfigurationError(f"The optimizer {name} can't be made: {error}.") from error
 
     # training and measuring

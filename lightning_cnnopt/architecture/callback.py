@@ -16,8 +16,8 @@ class EditNetwork(TechniqueCallback):
     """Applies edits to the network of any LightningModule: squeeze-and-excitation, swaps, stochastic depth.
 
     The edits are applied in ``setup``, at every stage and once: before weights are restored, before DDP wraps the module and
-    before its optimizers exist. On an :class:`~lightning_cnnopt.ImageClassifier` they join its hyperparameter ``edits``, so
-    its checkpoints load without this callback; those of another module need the callback for loading, too.
+    before its optimizers exist. On an :class:`~lightning_cnnopt.ImageClassifier` its checkpoints hold them, too, so that
+    they load without this callback; those of another module need the callback for loading, too.
 
     Layers that a module creates in its own ``setup`` or ``configure_model`` do not exist yet at this point. In such a module
     call the edit itself, at the end of that method: ``SqueezeExcite()(self.network)``.

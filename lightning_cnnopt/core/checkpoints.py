@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_cnnopt._version import __version__
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError
-from lightning_cnnopt.core.spec import build, has_spec, import_path, to_spec
-from lightning_cnnopt.core.surgery import Edit, applied_edits
+from lightning_cnnopt.core.spec import build, has_spec, import_path, to_spec, without_defaults
+from lightning_cnnopt.core.surgery import Edit
 
 FORMAT = 1
 """Raised when checkpoints written by this version can't be read by older ones."""
@@ -21,12 +23,15 @@ _NOT_STORED = "not_stored"
 
 
 def storable_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return constructor arguments as builtins; what has no spec is replaced by a note that it was there."""
+    """Return constructor arguments as builtins and tensors; what has no spec is replaced by a note that it was there."""
     return {name: storable(value) for name, value in arguments.items()}
 
 
 def storable(value: Any) -> Any:
-    """Return one argument as builtins, or a note that it could not be stored."""
+    """Return one argument as builtins and tensors, or a note that it could not be stored."""
+    value = without_defaults(value)  # what the command line filled in was not said, and is not stored as if it were
+    if isinstance(value, Tensor):
+        return value.detach().clone()
     if isinstance(value, (list, tuple)) and not has_spec(value):
         return [storable(item) for item in value]
     return to_spec(value) if has_spec(value) else {_NOT_STORED: type(value).__name__}
@@ -48,30 +53,58 @@ def refuse_unstored(owner: str, arguments: dict[str, Any]) -> None:
         )
 
 
-def sign(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Write class and version of ``module`` into a checkpoint, and its hyperparameters as builtins."""
-    checkpoint[_KEY] = {"format": FORMAT, "version": __version__, "class_path": _class_path(module)}
+def sign(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Write class, version and added edits of ``module`` into a checkpoint, and its hyperparameters as builtins."""
+    checkpoint[_KEY] = {
+        "format": FORMAT,
+        "version": __version__,
+        "class_path": _class_path(type(module)),
+        "edits": storable(module.added_edits),
+    }
     key = module.CHECKPOINT_HYPER_PARAMS_KEY
     if key in checkpoint:
-        # a subclass may have called save_hyperparameters() with objects; weights_only loading accepts builtins alone
-        checkpoint[key] = storable_arguments(dict(checkpoint[key]))
+        # a subclass may have called save_hyperparameters(): with objects, where weights_only loading accepts builtins alone,
+        # or on the command line, where Lightning stores how to parse the arguments once more
+        kept = {name: value for name, value in checkpoint[key].items() if name not in ("_class_path", "_instantiator")}
+        checkpoint[key] = storable_arguments(kept)
 
 
-def replay_edits(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Apply the edits that a checkpoint's network has and this one lacks."""
-    network = module.get_submodule("network")
-    for stored in checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("edits", []):
+def replay_edits(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Apply the edits that were added to a checkpoint's network and that this one lacks."""
+    for stored in added_edits(checkpoint):
         if _note(stored) is None:
-            edit: Edit = build(stored, Edit)  # type: ignore[type-abstract]
-            if edit not in applied_edits(network):
-                module.add_edit(edit)  # type: ignore[operator]
+            module.add_edit(build(stored, Edit))  # type: ignore[type-abstract]
+
+
+def added_edits(checkpoint: dict[str, Any]) -> list[Any]:
+    """Return what was added to a checkpoint's network after its constructor, as specs."""
+    return list(checkpoint.get(_KEY, {}).get("edits", []))
+
+
+def check_class(cls: type, checkpoint: dict[str, Any]) -> None:
+    """Raise if a checkpoint's class is not ``cls`` or a base of it: what that class changes would be lost.
+
+    Classes are compared by name. The module that a class is defined in goes by other names in other programs, and by
+    ``__main__`` in the script that defines it.
+
+    Raises:
+        CheckpointError: Naming both classes.
+    """
+    path = checkpoint.get(_KEY, {}).get("class_path")
+    name = str(path).rpartition(".")[2]
+    if path is not None and name not in [base.__name__ for base in cls.__mro__]:
+        raise CheckpointError(
+            f"The checkpoint is one of {path}, and {_class_path(cls)} is no subclass of it, so what that class changes would "
+            f"be lost. Load it with {name}.load_from_checkpoint, or resume it with a {name}; for its weights alone, "
+            'use load_state_dict(torch.load(path)["state_dict"]).'
+        )
 
 
 def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Raise unless a checkpoint's weights fit ``module``.
+    """Raise unless a checkpoint's format, class and weights fit ``module``.
 
     Raises:
-        CheckpointError: For a newer format, or weights of other names or shapes, naming the first ones.
+        CheckpointError: For a newer format, another class, or weights of other names or shapes, naming the first ones.
     """
     signature = checkpoint.get(_KEY, {})
     if signature.get("format", FORMAT) > FORMAT:
@@ -80,6 +113,7 @@ def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None
             f"{signature['format']}; this is "
             f"{__version__}, which reads format {FORMAT}. Upgrade to load it."
         )
+    check_class(type(module), checkpoint)
     if not module.strict_loading:
         return
     theirs, ours = checkpoint["state_dict"], module.state_dict()
@@ -96,7 +130,7 @@ def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None
         told.append(f"{len(extra)} have no place here, such as {extra[0]!r}")
     raise CheckpointError(
         f"The checkpoint is one of {signature.get('class_path', 'a module that is not of this package')} and does not fit this "
-        f"{_class_path(module)}: {'; '.join(told)}. Use the config it was trained with, or load_from_checkpoint, "
+        f"{_class_path(type(module))}: {'; '.join(told)}. Use the config it was trained with, or load_from_checkpoint, "
         "which rebuilds the network."
     )
 
@@ -165,11 +199,42 @@ def _note(value: Any) -> str | None:
     return None
 
 
-def _class_path(module: LightningModule) -> str:
+def _class_path(cls: type) -> str:
     try:
-        return import_path(type(module))
+        return import_path(cls)
     except ConfigurationError:
-        return type(module).__qualname__
+        return cls.__qualname__
+
+
+def read(source: str | Path | IO[bytes]) -> dict[str, Any]:
+    """Return the content of a checkpoint, without unpickling objects.
+
+    Args:
+        source: Path or URL, or an open file, which is left where it was.
+
+    Raises:
+        CheckpointError: If it is no checkpoint, or is damaged.
+        OSError: If it can't be read.
+    """
+    try:
+        if not isinstance(source, (str, Path)):
+            start = source.tell()
+            content = torch.load(source, weights_only=True, map_location="cpu")
+            source.seek(start)
+        elif Path(source).is_file():
+            content = torch.load(source, weights_only=True, map_location="cpu", mmap=True)
+        else:
+            with get_filesystem(source).open(str(source), "rb") as stream:
+                content = torch.load(stream, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # zip, pickle and torch all have their own
+        raise CheckpointError(
+            f"{source} is no checkpoint, or is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{source} is no checkpoint of Lightning: it holds no state_dict.")
+    return content
 
 
 def read_model_config(path: str, without: set[str]) -> dict[str, Any] | None:
@@ -182,10 +247,7 @@ def read_model_config(path: str, without: set[str]) -> dict[str, Any] | None:
     Raises:
         CheckpointError: If the file is no checkpoint, or holds a part that was not stored.
     """
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:  # zip, pickle and torch all have their own
-        raise CheckpointError(f"{path} is no checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
+    checkpoint = read(path)
     signature, arguments = checkpoint.get(_KEY), checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     if signature is None:
         return None

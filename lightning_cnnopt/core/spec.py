@@ -10,7 +10,7 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -144,6 +144,40 @@ def build(value: Any, base: type[T] = object) -> T:  # type: ignore[assignment]
     return result
 
 
+def rebuild(value: Any) -> Any:
+    """Return what :func:`to_spec` was given: techniques as objects, classes and partials as factories, the rest as it is.
+
+    Raises:
+        ConfigurationError: If a class is unknown, or not trusted.
+
+    Example:
+        >>> import torch
+        >>> rebuild(to_spec({"norm": torch.nn.BatchNorm2d, "channels": [3, 4]}))
+        {'norm': <class 'torch.nn...BatchNorm2d'>, 'channels': [3, 4]}
+    """
+    if is_spec(value):
+        target = _resolve(value["class_path"], object)
+        # a technique inside another is an object; a layer or an optimizer named there is a factory, and stays one
+        if isinstance(target, type) and issubclass(target, Configurable):
+            return build(value)
+        return factory_of(value)
+    if isinstance(value, Mapping):
+        return {key: rebuild(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rebuild(item) for item in value]
+    return value
+
+
+def listed(value: Any) -> list[Any]:
+    """Return the items of a sequence as a list, and one item alone as a list of one.
+
+    Example:
+        >>> listed("GELU"), listed(("GELU", "SiLU"))
+        (['GELU'], ['GELU', 'SiLU'])
+    """
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
 def factory_of(value: Any, base: type = object) -> Callable[..., Any]:
     """Return a callable with the arguments of ``value`` filled in.
 
@@ -164,7 +198,7 @@ def factory_of(value: Any, base: type = object) -> Callable[..., Any]:
         value = {"class_path": value}
     if is_spec(value):
         target = _resolve(value["class_path"], base)
-        arguments = {name: _rebuild(item) for name, item in (value.get("init_args") or {}).items()}
+        arguments = {name: rebuild(item) for name, item in (value.get("init_args") or {}).items()}
         return functools.partial(target, **arguments) if arguments else target
     if isinstance(value, functools.partial):
         target, keywords = _unwrap_partial(value)
@@ -296,18 +330,6 @@ def _near(path: str, base: type) -> str:
         pending.extend(found)
     hint = did_you_mean(path.rpartition(".")[2], names)
     return hint or " Import the module that defines it first."
-
-
-def _rebuild(value: Any) -> Any:
-    if is_spec(value):
-        target = _resolve(value["class_path"], object)
-        # a technique inside another is an object; a layer or an optimizer named there is a factory, and stays one
-        if isinstance(target, type) and issubclass(target, Configurable):
-            return build(value)
-        return factory_of(value)
-    if isinstance(value, list):
-        return [_rebuild(item) for item in value]
-    return value
 
 
 def _plain(value: Any) -> Any:
