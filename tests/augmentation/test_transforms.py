@@ -128,7 +128,7 @@ def test_a_quarter_turn_of_a_square_is_an_exact_rearrangement():
         (PaddedCrop(3, "reflect"), lambda image: oracle.pad(image, [3], padding_mode="reflect")),
         (Translation(0.4), lambda image: oracle.pad(image, [4])),
     ],
-    ids=repr,
+    ids=["constant", "reflect", "translation"],
 )
 def test_what_a_crop_or_translation_returns_is_a_window_of_the_padded_image(transform, source):
     images = distinct(40)
