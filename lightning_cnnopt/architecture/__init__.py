@@ -6,6 +6,7 @@ from lightning_cnnopt.architecture.edits import BlurPool, CheckpointActivations,
 from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import (
     CompoundScaling,
+    adapt_input_filters,
     add_squeeze_excite,
     compound_scaling,
     generalized_mean_pool,
@@ -14,6 +15,7 @@ from lightning_cnnopt.architecture.functional import (
 from lightning_cnnopt.architecture.layers import BinomialBlur2d, GeneralizedMeanPool2d
 from lightning_cnnopt.architecture.networks import ConvNet, NetworkFactory, SmallResNet, SpeedNet
 from lightning_cnnopt.architecture.preprocessing import Preprocessing
+from lightning_cnnopt.architecture.pretrained import TimmNetwork, TorchvisionNetwork, WeightsRecord
 from lightning_cnnopt.architecture.recomputation import checkpoint_activations
 
 __all__ = [
@@ -30,6 +32,10 @@ __all__ = [
     "SmallResNet",
     "SpeedNet",
     "SqueezeExcite",
+    "TimmNetwork",
+    "TorchvisionNetwork",
+    "WeightsRecord",
+    "adapt_input_filters",
     "add_blur",
     "add_squeeze_excite",
     "checkpoint_activations",

@@ -78,6 +78,31 @@ def generalized_mean_pool(images: Tensor, p: Tensor | float, kernel_size: int | 
     return means.pow(1 / p)
 
 
+def adapt_input_filters(filters: Tensor, channels: int) -> Tensor:
+    """Return the filters of a first convolution for images of another number of channels, as timm adapts them.
+
+    For one channel they are summed: a grey image then gives what it gave as three equal channels. For other numbers they are
+    repeated in their order and multiplied by the old number over the new one, so that activations keep their scale.
+
+    Args:
+        filters: (out, in, kH, kW).
+        channels: The new number of input channels.
+
+    Example:
+        >>> filters = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+        >>> adapt_input_filters(filters, 1).flatten(), adapt_input_filters(filters, 4).flatten()
+        (tensor([6.]), tensor([0.7500, 1.5000, 2.2500, 0.7500]))
+    """
+    old = filters.shape[1]
+    if channels == old:
+        return filters
+    values = filters.float()
+    if channels == 1:
+        return values.sum(1, keepdim=True).to(filters.dtype)
+    repeated = values.repeat(1, math.ceil(channels / old), 1, 1)[:, :channels]
+    return (repeated * (old / channels)).to(filters.dtype)
+
+
 def binomial_filter(size: int) -> Tensor:
     """Return the binomial coefficients of an odd number of taps, divided by their sum.
 

@@ -118,6 +118,36 @@ class BinomialBlur2d(nn.Module):
         return f"stride={self.stride}, filter_size={self.filter_size}, ceil_mode={self.ceil_mode}"
 
 
+class ResizeImages(nn.Module):
+    """Resizes float images on their device, with antialiasing; those of the right size pass unchanged.
+
+    Args:
+        size: Height and width.
+        interpolation: ``"bilinear"`` or ``"bicubic"``; for anything else it is bicubic.
+
+    Example:
+        >>> ResizeImages((4, 6))(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 1, 4, 6])
+    """
+
+    def __init__(self, size: tuple[int, int], interpolation: str = "bilinear") -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = interpolation if interpolation == "bilinear" else "bicubic"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the images in the size."""
+        if images.shape[2:] == self.size:
+            return images
+        floats = images if images.dtype == torch.float64 else images.float()  # torch has no kernel for less, on every device
+        resized = F.interpolate(floats, self.size, mode=self.interpolation, antialias=True, align_corners=False)
+        return resized.to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
+        return f"size={self.size}, interpolation={self.interpolation!r}"
+
+
 class HeldStatistics(nn.Module):
     """Keeps normalization layers of a network in evaluation mode, whatever mode the network is switched to.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_cnnopt._version import __version__
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError
-from lightning_cnnopt.core.spec import build, has_spec, import_path, to_spec, without_defaults
+from lightning_cnnopt.core.spec import build, factory_of, has_spec, import_path, is_spec, to_spec, without_defaults
 from lightning_cnnopt.core.surgery import Edit
 
 FORMAT = 1
@@ -67,6 +68,7 @@ def sign(module: Any, checkpoint: dict[str, Any]) -> None:
         # or on the command line, where Lightning stores how to parse the arguments once more
         kept = {name: value for name, value in checkpoint[key].items() if name not in ("_class_path", "_instantiator")}
         checkpoint[key] = storable_arguments(kept)
+        _leave_weights_to_checkpoint(module, checkpoint[key])
 
 
 def replay_edits(module: Any, checkpoint: dict[str, Any]) -> None:
@@ -116,11 +118,25 @@ def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None
     check_class(type(module), checkpoint)
     if not module.strict_loading:
         return
-    theirs, ours = checkpoint["state_dict"], module.state_dict()
+    difference = describe_difference(checkpoint["state_dict"], module.state_dict())
+    if difference is None:
+        return
+    raise CheckpointError(
+        f"The checkpoint is one of {signature.get('class_path', 'a module that is not of this package')} and does not fit this "
+        f"{_class_path(type(module))}: {difference}. Use the config it was trained with, or load_from_checkpoint, "
+        "which rebuilds the network."
+    )
+
+
+def describe_difference(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str | None:
+    """Return how two sets of weights differ in names and shapes, naming the first ones; ``None`` if they do not.
+
+    Example:
+        >>> describe_difference({"a": torch.zeros(1), "b": torch.zeros(2)}, {"a": torch.zeros(3)})
+        "'a' is (1,) there and (3,) here; 1 have no place here, such as 'b'"
+    """
     missing, extra = [k for k in ours if k not in theirs], [k for k in theirs if k not in ours]
     shapes = [k for k in ours if k in theirs and ours[k].shape != theirs[k].shape]
-    if not (missing or extra or shapes):
-        return
     told = []
     if shapes:
         told.append(f"{shapes[0]!r} is {tuple(theirs[shapes[0]].shape)} there and {tuple(ours[shapes[0]].shape)} here")
@@ -128,11 +144,7 @@ def check_signature(module: LightningModule, checkpoint: dict[str, Any]) -> None
         told.append(f"{len(missing)} weights are missing there, such as {missing[0]!r}")
     if extra:
         told.append(f"{len(extra)} have no place here, such as {extra[0]!r}")
-    raise CheckpointError(
-        f"The checkpoint is one of {signature.get('class_path', 'a module that is not of this package')} and does not fit this "
-        f"{_class_path(type(module))}: {'; '.join(told)}. Use the config it was trained with, or load_from_checkpoint, "
-        "which rebuilds the network."
-    )
+    return "; ".join(told) or None
 
 
 def check_data_fits(module: Any, data: Any) -> None:
@@ -184,6 +196,17 @@ def check_network_fits(module: Any) -> None:
             f"{module.num_classes}), one logit "
             "per class."
         )
+
+
+def _leave_weights_to_checkpoint(module: LightningModule, arguments: dict[str, Any]) -> None:
+    # a network that reads published weights says how it is rebuilt where the checkpoint brings them
+    network, spec = getattr(module, "network", None), arguments.get("network")
+    changed: dict[str, Any] | None = getattr(network, "rebuilt_with", None)
+    if changed and is_spec(spec):
+        assert spec is not None
+        factory = factory_of(spec, nn.Module)
+        if getattr(factory, "func", factory) is type(network):
+            arguments["network"] = {**spec, "init_args": {**(spec.get("init_args") or {}), **changed}}
 
 
 def _network(module: Any) -> str:

@@ -1,0 +1,107 @@
+"""What networks of other packages have in common here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_cnnopt.architecture.layers import ResizeImages
+from lightning_cnnopt.architecture.pretrained.record import WeightsRecord
+from lightning_cnnopt.core.errors import ConfigurationError, check_range
+
+Argument: TypeAlias = bool | int | float | str | None
+InputSize: TypeAlias = int | tuple[int, int] | Literal["weights"] | None
+
+
+class PublishedNetwork(nn.Module):
+    """Base of networks that another package builds by name: the network is the child ``body``.
+
+    Its weights may be published ones. Then ``weights_record`` says what they were trained with, and an ``ImageClassifier``
+    normalizes by it; ``class_names`` are theirs where the head is theirs, too.
+    """
+
+    body: nn.Module
+    resize: nn.Module
+    weights_record: WeightsRecord | None
+    class_names: list[str] | None
+    rebuilt_with: dict[str, Argument]
+    """Constructor arguments that a checkpoint stores in place of the given ones: it brings the weights itself."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of normalized images (N, C, H, W)."""
+        return self.body(self.resize(images))
+
+    def _check(self, num_classes: int, in_channels: int, image_size: tuple[int, int], input_size: InputSize) -> None:
+        sizes = [] if input_size is None or input_size == "weights" else _sides(input_size)
+        for name, values in (
+            *(("num_classes", [num_classes]), ("in_channels", [in_channels])),
+            *(("image_size", image_size), ("input_size", sizes)),
+        ):
+            for value in values:
+                check_range(type(self).__name__, name, value, 1)
+
+    def _finish(
+        self,
+        body: nn.Module,
+        record: WeightsRecord | None,
+        image_size: tuple[int, int],
+        input_size: InputSize,
+        rebuilt_with: dict[str, Argument],
+    ) -> None:
+        self.body = body
+        self.weights_record = record
+        self.rebuilt_with = rebuilt_with
+        self.class_names = None
+        size = self._size(image_size, input_size, record)
+        interpolation = record.interpolation if record is not None else "bilinear"
+        self.resize = nn.Identity() if size == tuple(image_size) else ResizeImages(size, interpolation)
+        if record is not None and size != record.size:
+            rank_zero_info(
+                f"{type(self).__name__}: its weights were trained on images of {record.size[0]}x{record.size[1]} and see "
+                f"{size[0]}x{size[1]}; input_size: weights resizes them."
+            )
+
+    def _size(self, image_size: tuple[int, int], input_size: InputSize, record: WeightsRecord | None) -> tuple[int, int]:
+        if input_size is None:
+            return image_size[0], image_size[1]
+        if input_size != "weights":
+            return _sides(input_size)
+        if record is None:
+            raise ConfigurationError(
+                f"{type(self).__name__}: input_size='weights' needs published weights by name, which state a size; give a "
+                "number."
+            )
+        return record.size
+
+    def _tell_of_head(self, name: str, keeps_head: bool, record: WeightsRecord | None, num_classes: int) -> None:
+        if keeps_head:
+            self.class_names = list(record.class_names) if record is not None and record.class_names is not None else None
+        rank_zero_info(
+            f"{type(self).__name__}: {name} has its weights; the head is "
+            + (f"that of the weights, for their {num_classes} classes." if keeps_head else f"new, for {num_classes} classes.")
+        )
+
+
+def call_builder(owner: str, build: object, arguments: Mapping[str, Argument], **given: object) -> nn.Module:
+    """Return what ``build`` makes of both kinds of arguments.
+
+    Raises:
+        ConfigurationError: If it refuses them, or one is given twice.
+    """
+    twice = sorted(set(arguments) & set(given))
+    if twice:
+        raise ConfigurationError(f"{owner}: arguments={dict(arguments)} holds {twice[0]!r}, which {owner} gives by itself.")
+    try:
+        made = build(**given, **arguments)  # type: ignore[operator]
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigurationError(f"{owner} can't be built with arguments={dict(arguments)}: {reason}") from error
+    assert isinstance(made, nn.Module)
+    return made
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
