@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from lightning_cnnopt.activation.functional import swap_activation
-from lightning_cnnopt.core.errors import ConfigurationError, did_you_mean
+from lightning_cnnopt.core.layers import layer_classes
 from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.core.surgery import Edit
 
@@ -19,7 +19,8 @@ class SwapActivation(Edit):
 
     Args:
         activation: Makes the new layer: a class of ``torch.nn`` or your own, a ``functools.partial`` of one, or its name.
-        replaces: Names of classes of ``torch.nn`` to replace; by default all but gates (sigmoid, tanh).
+        replaces: Classes to replace: their names in ``torch.nn``, or import paths of others; by default all but gates
+            (sigmoid, tanh).
 
     Example:
         >>> import torchvision
@@ -31,16 +32,11 @@ class SwapActivation(Edit):
 
     def __init__(self, activation: Callable[[], nn.Module], replaces: Sequence[str] | None = None) -> None:
         factory_of(activation, nn.Module)
-        for name in replaces or ():
-            if not hasattr(nn, name):
-                raise ConfigurationError(
-                    f"SwapActivation: replaces={name!r} is no class of "
-                    f"torch.nn.{did_you_mean(name, nn.modules.activation.__all__)}"
-                )
+        layer_classes("SwapActivation", "replaces", replaces or ())
         self.activation = activation
         self.replaces = None if replaces is None else list(replaces)
 
     def apply(self, network: nn.Module) -> int:
         """Replace the layers and return how many there were."""
-        replaces = None if self.replaces is None else tuple(getattr(nn, name) for name in self.replaces)
+        replaces = None if self.replaces is None else layer_classes("SwapActivation", "replaces", self.replaces)
         return swap_activation(network, factory_of(self.activation, nn.Module), replaces)

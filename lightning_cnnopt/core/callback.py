@@ -25,6 +25,9 @@ class TechniqueCallback(Configurable, Callback):
     single: ClassVar[bool] = False
     """Whether a Trainer has at most one of the kind. Its state is then found again after its arguments were changed."""
 
+    averages_weights: ClassVar[bool] = False
+    """Whether it evaluates and saves other weights than those that are trained, as Lightning's ``WeightAveraging`` does."""
+
     of_module = False
     """Whether it came with a LightningModule, whose ``own_callbacks`` hold it, and is not for another one on the Trainer."""
 

@@ -255,6 +255,38 @@ class NetworkGraph:
                     break
         return end, False
 
+    def only_user(self, path: str) -> str | None:
+        """Return the module that takes the output of the module at ``path``, alone and directly, both called in one place."""
+        calls = list(self._calls(path))
+        if len(calls) != 1 or len(calls[0][1].users) != 1:
+            return None
+        prefix, user = calls[0][0], next(iter(calls[0][1].users))
+        name = _join(prefix, str(user.target))
+        return name if user.op == "call_module" and len(list(self._calls(name))) == 1 else None
+
+    def is_normalized(self, path: str) -> bool:
+        """Return whether a normalization follows the layer at ``path`` before another layer with weights does.
+
+        Other modules and additions are looked through.
+        """
+        for prefix, start in self._calls(path):
+            pending, seen = list(start.users), set()
+            while pending:
+                node = pending.pop(0)
+                if node in seen:
+                    continue
+                seen.add(node)
+                if node.op == "call_module":
+                    module = self._modules[_join(prefix, str(node.target))]
+                    if isinstance(module, NORMALIZATION_LAYERS):
+                        return True
+                    if isinstance(module, WEIGHTED_LAYERS):
+                        continue
+                elif node.target not in _ADDITIONS and not _is_functional_activation(node):
+                    continue
+                pending.extend(node.users)
+        return False
+
     def _trace(self, module: nn.Module, prefix: str) -> None:
         try:
             self._parts.append((prefix, _Tracer().trace(module)))

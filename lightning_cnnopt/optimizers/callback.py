@@ -49,6 +49,7 @@ class EMA(TechniqueCallback):
     """
 
     single = True
+    averages_weights = True
 
     def __init__(
         self,

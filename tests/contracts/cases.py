@@ -45,7 +45,14 @@ from lightning_cnnopt.learning_rate import (
     Trapezoid,
     Warmup,
 )
-from lightning_cnnopt.normalization import GhostBatchNorm2d, SwapNormalization
+from lightning_cnnopt.normalization import (
+    FoldBatchNorm,
+    FreezeStatistics,
+    GhostBatchNorm2d,
+    PreciseBN,
+    StandardizeWeights,
+    SwapNormalization,
+)
 from lightning_cnnopt.optimizers import EMA
 from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize
 from lightning_cnnopt.regularization import (
@@ -71,6 +78,7 @@ CASES = {
     "Freeze": partial(Freeze, ["*conv1", "*bn1"]),
     "SwapActivation": partial(SwapActivation, nn.GELU),
     "SwapNormalization": partial(SwapNormalization, partial(GhostBatchNorm2d, ghost_size=4)),
+    "StandardizeWeights": StandardizeWeights,
     "StochasticDepth": partial(StochasticDepth, 0.5),
     "XavierUniform": XavierUniform,
     "XavierNormal": XavierNormal,
@@ -112,6 +120,9 @@ CASES = {
     "PenalizeWeights": partial(PenalizeWeights, L1(0.01)),
     "ConstrainWeights": partial(ConstrainWeights, MaxNorm(0.5)),
     "PenalizeActivations": partial(PenalizeActivations, ActivityL1(0.1)),
+    "PreciseBN": partial(PreciseBN, 16),
+    "FreezeStatistics": FreezeStatistics,
+    "FoldBatchNorm": FoldBatchNorm,
     "ScheduleLearningRate": partial(ScheduleLearningRate, Step("2st", 0.5)),
     "AugmentBatches": partial(AugmentBatches, [HorizontalFlip(), PaddedCrop(1)], mixing=MixUp(0.5), num_classes=4),
     "ScaleRateWithBatchSize": partial(ScaleRateWithBatchSize, 4, warmup="2st"),
@@ -130,6 +141,7 @@ WITHOUT_EFFECT_ON_TRAINING = {
     "CheckpointActivations",
     "Constant",
     "CompileNetwork",
+    "FoldBatchNorm",
     "ResumeRandomState",
     "StopOnDivergence",
     "RunReport",

@@ -13,7 +13,7 @@ from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.graph import is_activation
 from lightning_cnnopt.core.spec import build, to_spec
 from lightning_cnnopt.core.surgery import Edit
-from lightning_cnnopt.normalization import GhostBatchNorm2d, SwapNormalization, swap_normalization
+from lightning_cnnopt.normalization import GhostBatchNorm2d, RMSNorm2d, SwapNormalization, swap_normalization
 
 NETWORKS = {
     "ConvNet": (ConvNet, 2, (4, 1, 28, 28)),
@@ -175,3 +175,107 @@ def test_group_norm_is_made_by_name_from_a_partial_and_from_a_spec(groups):
         assert [(m.num_groups, m.num_channels) for m in made] == [(groups, 32)] * 2
         swapped = ConvNet()
         assert SwapNormalization(given)(swapped) == 2
+
+
+GROUPS = partial(nn.GroupNorm, num_groups=48)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        GROUPS,
+        {"class_path": "torch.nn.GroupNorm", "init_args": {"num_groups": 48}},
+        lambda channels: nn.GroupNorm(48, channels),
+    ],
+)
+def test_groups_that_do_not_divide_the_channels_are_refused_with_those_that_do(groups):
+    net = torchvision.models.mobilenet_v2()
+    with pytest.raises(ConfigurationError) as caught:
+        SwapNormalization(groups)(net)
+    text = str(caught.value)
+    assert "layer 'features.0.1'" in text
+    assert "32 channels" in text
+    assert "48" in text
+    assert text.endswith("these do, in every layer: 1, 2, 4, 8.")
+    assert not any(isinstance(module, nn.GroupNorm) for module in net.modules())
+
+
+def test_groups_are_refused_wherever_a_normalization_is_made():
+    with pytest.raises(ConfigurationError, match=r"num_groups=5 does not divide the 32 channels.*these do: 1, 2, 4, 8, 16, 32"):
+        ConvNet(normalization=partial(nn.GroupNorm, num_groups=5))
+    with pytest.raises(ConfigurationError, match="num_groups=0"):
+        ConvNet(normalization=partial(nn.GroupNorm, num_groups=0))
+
+
+def test_arguments_of_batch_normalization_can_be_changed_in_any_network():
+    net = torchvision.models.resnet18()
+    change = partial(nn.BatchNorm2d, momentum=0.01, affine=False)
+    assert SwapNormalization(change)(net) == 20
+    layers = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(layer.momentum, layer.affine, layer.eps) for layer in layers} == {(0.01, False, 1e-5)}
+    assert swap_normalization(net, change) == 0
+
+
+KINDS = {
+    "GroupNorm": partial(nn.GroupNorm, num_groups=4),
+    "InstanceNorm2d": nn.InstanceNorm2d,
+    "LayerNorm2d": torchvision.models.convnext.LayerNorm2d,
+    "RMSNorm2d": RMSNorm2d,
+    "FrozenBatchNorm2d": torchvision.ops.FrozenBatchNorm2d,
+    "GhostBatchNorm2d": partial(GhostBatchNorm2d, ghost_size=2),
+    "BatchNorm2d": partial(nn.BatchNorm2d, momentum=0.2),
+    "a path": "torchvision.models.convnext.LayerNorm2d",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_kind_takes_the_place_of_batch_normalization_in_any_network(kind, name):
+    net, x = trained(name)
+    names = {path for path, _ in net.named_modules()}
+    activations = [path for path, module in net.named_modules() if is_activation(module)]
+    assert SwapNormalization(KINDS[kind])(net) == NETWORKS[name][1]
+    swapped = [m for m in net.modules() if type(m).__name__ == ("LayerNorm2d" if kind == "a path" else kind)]
+    assert len(swapped) == NETWORKS[name][1]
+    assert {path for path, _ in net.named_modules()} <= names
+    assert sorted(path for path, m in net.named_modules() if is_activation(m)) == sorted(activations)
+    if kind == "InstanceNorm2d" and x.shape[-1] > 28:  # it needs two pixels where other kinds take one
+        x = nn.functional.interpolate(x, scale_factor=2)
+    net.train()(x).square().sum().backward()
+
+
+def test_a_swap_into_layers_that_hold_an_activation_keeps_the_old_one_in_its_place():
+    net = timm.create_model("efficientnet_b0")
+    assert SwapNormalization(partial(timm.layers.GroupNormAct, num_groups=8))(net) == 49
+    assert all(type(m.act) in (nn.SiLU, nn.Identity) for m in net.modules() if isinstance(m, timm.layers.GroupNormAct))
+    net(torch.randn(2, 3, 32, 32))
+
+
+def test_frozen_batch_normalization_computes_as_before_and_thaws_again():
+    net, x = trained("resnet18")
+    expected = net.eval()(x)
+    SwapNormalization(torchvision.ops.FrozenBatchNorm2d)(net)
+    assert torch.equal(net.train()(x), net.eval()(x))
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
+    assert not any("bn" in name for name, _ in net.named_parameters())
+    assert SwapNormalization(nn.BatchNorm2d, replaces=["torchvision.ops.FrozenBatchNorm2d"])(net) == 20
+    torch.testing.assert_close(net.eval()(x), expected)
+    assert all(p.requires_grad for name, p in net.named_parameters() if "bn" in name)
+
+
+def test_a_layer_that_does_not_tell_its_channels_is_named():
+    net = nn.Sequential(nn.LocalResponseNorm(2))
+    with pytest.raises(ConfigurationError, match="LocalResponseNorm '0' does not tell"):
+        swap_normalization(net, nn.BatchNorm2d, (nn.LocalResponseNorm,))
+
+
+def test_dropout_inside_timms_layers_stays_in_front_of_the_activation():
+    layer = timm.layers.BatchNormAct2d(4, drop_layer=partial(nn.Dropout, 0.5))
+    net = nn.Sequential(layer)
+    swap_normalization(net, nn.BatchNorm2d)
+    assert [type(child) for child in net[0].children()] == [nn.Dropout, nn.ReLU]
+    x = torch.randn(8, 4, 3, 3)
+    torch.manual_seed(0)
+    expected = layer(x.clone())
+    torch.manual_seed(0)
+    assert torch.equal(net(x), expected)
