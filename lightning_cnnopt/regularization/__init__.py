@@ -1,7 +1,7 @@
 """What the loss is charged for, and what weights are held to."""
 
 from lightning_cnnopt.regularization.activities import ActivityL1, ActivityL2, ActivityPenalty
-from lightning_cnnopt.regularization.callback import ConstrainWeights, PenalizeActivations, PenalizeWeights
+from lightning_cnnopt.regularization.callback import ConstrainWeights, DecayWeights, PenalizeActivations, PenalizeWeights
 from lightning_cnnopt.regularization.constraints import Constraint, MaxNorm, ProximalL1, UnitNorm
 from lightning_cnnopt.regularization.functional import (
     group_lasso,
@@ -23,6 +23,7 @@ __all__ = [
     "ActivityPenalty",
     "ConstrainWeights",
     "Constraint",
+    "DecayWeights",
     "ElasticNet",
     "GroupLasso",
     "MaxNorm",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_cnnopt.core.callback import TechniqueCallback, is_logged, refuse_sharding
-from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.regularization.activities import ActivityCharges, ActivityPenalty
 from lightning_cnnopt.regularization.constraints import Constraint, Projections
+from lightning_cnnopt.regularization.functional import spare_from_decay
 from lightning_cnnopt.regularization.penalties import Charges, Penalty
+from lightning_cnnopt.regularization.weights import choose_weights
 
 
 class PenalizeWeights(TechniqueCallback):
@@ -214,6 +217,59 @@ class PenalizeActivations(TechniqueCallback):
         if self._restore is not None:
             self._restore()
         self._restore = self._charged = None
+
+
+class DecayWeights(TechniqueCallback):
+    """Lets the weight decay of any LightningModule's optimizers act on kernels and matrices alone.
+
+    Each group of an optimizer that holds others, too (biases, scales of normalization layers), is split in two, and the second
+    has no decay. Whether decay is decoupled from the gradient is the optimizer's affair: in AdamW it is, in SGD and Adam it is
+    coupled. :class:`~lightning_cnnopt.ImageClassifier` has such groups by itself.
+
+    Args:
+        weight_decay: Decay of the weights; by default that of each group as it is.
+        parameters: Shell patterns on the names of parameters that are decayed; by default those of two or more dimensions
+            outside normalization layers.
+
+    Raises:
+        ConfigurationError: If an optimizer has no ``weight_decay``, a learning-rate scheduler was made for the groups as they
+            were, or the strategy shards weights.
+
+    Reference:
+        Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019; He et al., "Bag of Tricks", 2019.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[DecayWeights(0.05)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, weight_decay: float | None = None, parameters: Sequence[str] | None = None) -> None:
+        if weight_decay is not None:
+            check_range("DecayWeights", "weight_decay", weight_decay, 0)
+        self.weight_decay = weight_decay
+        self.parameters = None if parameters is None else list(parameters)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_sharding(trainer, "DecayWeights")
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # before Lightning restores the optimizers, whose states in a checkpoint have these groups
+        decayed = {id(weight.parameter) for weight in choose_weights(pl_module, self.parameters)}
+        for optimizer in trainer.optimizers:
+            if "weight_decay" not in optimizer.defaults:
+                raise ConfigurationError(f"DecayWeights: {type(optimizer).__name__} has no weight_decay.")
+            splits = spare_from_decay(optimizer, decayed, self.weight_decay)
+            scheduler = next((c.scheduler for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer), None)
+            if splits and scheduler is not None:
+                raise ConfigurationError(
+                    f"DecayWeights splits groups of {type(optimizer).__name__}, and {type(scheduler).__name__} was made for "
+                    "them as they were. Put DecayWeights before the callback that schedules the rate, or, if the module has "
+                    "the scheduler, make its optimizer of lightning_cnnopt.core.parameters.parameter_groups(self)."
+                )
+            if not any(group["weight_decay"] for group in optimizer.param_groups):
+                rank_zero_warn(f"{self!r} decays nothing: {type(optimizer).__name__} has weight_decay=0; pass weight_decay=.")
 
 
 def _add_gradient_of(charge: Tensor, output: Any) -> Any:

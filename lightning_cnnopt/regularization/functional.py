@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 def l1(weights: Iterable[Tensor]) -> Tensor:
@@ -201,6 +203,45 @@ def add_gradient(charge: Callable[[], Tensor | None], parameters: Sequence[Tenso
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return value.detach()
+
+
+def spare_from_decay(optimizer: Optimizer, decayed: Collection[int], weight_decay: float | None = None) -> int:
+    """Split every group of ``optimizer`` that holds parameters which are not to be decayed beside some that are.
+
+    Args:
+        optimizer: Changed in place, before its first step.
+        decayed: The ``id`` of each parameter that is to be decayed.
+        weight_decay: Decay of those; by default that of their group.
+
+    Returns:
+        How many groups were split.
+
+    Example:
+        >>> weight, bias = torch.nn.Linear(2, 2).parameters()
+        >>> optimizer = torch.optim.AdamW([weight, bias])
+        >>> spare_from_decay(optimizer, {id(weight)}, 0.05)
+        1
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        [(1, 0.05), (1, 0.0)]
+    """
+    splits = 0
+    for group in list(optimizer.param_groups):
+        kept = [id(parameter) in decayed for parameter in group["params"]]
+        lists = {name: group[name] for name in ("params", "param_names") if name in group}
+        if any(kept) and not all(kept):
+            group.update({name: list(compress(values, kept)) for name, values in lists.items()})
+            rest = {name: [v for v, keep in zip(values, kept, strict=True) if not keep] for name, values in lists.items()}
+            named = list(zip(rest["param_names"], rest["params"], strict=True)) if "param_names" in rest else rest["params"]
+            options = {name: value for name, value in group.items() if name not in lists}
+            if "name" in options:  # LearningRateMonitor wants them to differ
+                options["name"] = f"{options['name']}_not_decayed"
+            optimizer.add_param_group({**options, "params": named, "weight_decay": 0.0})
+            splits += 1
+        if not any(kept):
+            group["weight_decay"] = 0.0
+        elif weight_decay is not None:
+            group["weight_decay"] = weight_decay
+    return splits
 
 
 # what is computed beside the weights is freed and used again, block by block, and not as large as the network
