@@ -207,6 +207,11 @@ class Schedule(Configurable, ABC):
 
     durations: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def reacts(self) -> bool:
+        """Whether it needs the metrics of validations, by default if it has an :meth:`observe` of its own."""
+        return type(self).observe is not Schedule.observe
+
     @abstractmethod
     def factor(self, progress: float) -> float:
         """Return the factor at ``progress`` in [0, 1]."""

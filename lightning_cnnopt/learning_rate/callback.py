@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.rates import RateCallback
 from lightning_cnnopt.core.schedule import Schedule, TrainingLength, progress_of, steps_done
 
@@ -26,7 +27,8 @@ class ScheduleLearningRate(RateCallback):
         schedule: The schedule; the factor 1 is the optimizer's own rate.
 
     Raises:
-        ConfigurationError: If the LightningModule has a scheduler of its own, or training has no length.
+        ConfigurationError: If the LightningModule has a scheduler of its own, training has no length, or the schedule reacts
+            to validations and there are none.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -45,6 +47,11 @@ class ScheduleLearningRate(RateCallback):
     @override
     def make_factor(self, trainer: Trainer, length: TrainingLength) -> Callable[[float], float]:
         """Return the schedule, its durations turned into fractions of this training."""
+        if self.schedule.reacts and (reason := _never_validates(trainer)) is not None:
+            raise ConfigurationError(
+                f"{self.schedule!r} reacts to validations, and this run has none ({reason}), so it would never act. Validate "
+                "(val_size, limit_val_batches, check_val_every_n_epoch), or take a function of progress, such as Cosine."
+            )
         self._length = length
         self._bound = self.schedule.bind(length)
         if self._restored is not None:
@@ -68,3 +75,16 @@ class ScheduleLearningRate(RateCallback):
     @override
     def resume(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
+
+
+def _never_validates(trainer: Trainer) -> str | None:
+    epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
+    if trainer.limit_val_batches == 0:
+        return "limit_val_batches=0"
+    if not trainer.enable_validation:
+        return "no validation data, or no validation_step"
+    if trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0:
+        return "its validation data has no samples"
+    if every is not None and epochs is not None and 0 <= epochs < every:
+        return f"check_val_every_n_epoch={every}, max_epochs={epochs}"
+    return None

@@ -231,6 +231,27 @@ def test_two_of_them_are_refused():
         quiet_trainer(ScheduleLearningRate(Cosine()), ScheduleLearningRate(Step(0.5)))
 
 
+@pytest.mark.parametrize("schedule", [Plateau("val_loss"), Warmup(Plateau("val_loss"), "2st")], ids=repr)
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({}, "no validation data"),
+        ({"val": plain_loader(4), "limit_val_batches": 0}, "limit_val_batches=0"),
+        ({"val": []}, "no samples"),
+        ({"val": plain_loader(4), "check_val_every_n_epoch": 4}, "check_val_every_n_epoch=4, max_epochs=3"),
+    ],
+)
+def test_a_plateau_that_would_never_see_a_metric_is_refused_before_training(schedule, arguments, why):
+    rates = RecordRates()
+    with pytest.raises(ConfigurationError, match=f"Plateau.*reacts to validation.*{why}.*Cosine"):
+        recorded(schedule, callbacks=[rates], max_epochs=3, **arguments)
+    assert rates.groups == []
+
+
+def test_a_plateau_that_sees_one_validation_is_not_refused():
+    assert recorded(Plateau("val_loss"), val=plain_loader(4), max_epochs=3, check_val_every_n_epoch=3)
+
+
 def test_a_plateau_whose_patience_was_changed_goes_on_with_its_drops(tmp_path):
     def run(patience, ckpt_path=None, max_epochs=2):
         schedule = ScheduleLearningRate(Plateau("val_loss", gamma=0.5, patience=patience, threshold=10.0))

@@ -43,6 +43,11 @@ class Warmup(Schedule):
         self.duration = duration
         self.start = start
 
+    @property
+    def reacts(self) -> bool:
+        """Whether the schedule behind does."""
+        return self.schedule.reacts
+
     def bind(self, length: TrainingLength) -> Self:
         """Return this schedule with its durations as fractions; the inner one is bound to what is left."""
         bound = super().bind(length)
@@ -111,6 +116,11 @@ class Sequence(Schedule):
         if len(units) == 1:  # boundaries in different units can be compared in a training only
             amounts = [parse_duration(boundary)[0] for boundary in boundaries]
             self._check_order(amounts, whole=1.0 if units == {"fraction"} else None)
+
+    @property
+    def reacts(self) -> bool:
+        """Whether one of its schedules does."""
+        return any(schedule.reacts for schedule in self.schedules)
 
     def bind(self, length: TrainingLength) -> Self:
         """Return this sequence, each schedule bound to its part."""
