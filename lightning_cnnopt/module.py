@@ -34,12 +34,18 @@ from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check
 from lightning_cnnopt.core.intact import check_intact, special_norms
 from lightning_cnnopt.core.layers import NormalizationFactory
 from lightning_cnnopt.core.parameters import parameter_groups
+from lightning_cnnopt.core.pretrained import (
+    is_pretrained_throughout,
+    mark_pretrained,
+    mark_what_is_loaded,
+    refuse_to_overwrite,
+)
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather
 from lightning_cnnopt.core.replay import Replayable
 from lightning_cnnopt.core.spec import build, call_with_known, factory_of, listed
 from lightning_cnnopt.core.surgery import Edit, applied_edits
 from lightning_cnnopt.initialization import Initializer
-from lightning_cnnopt.initialization.callback import initialize
+from lightning_cnnopt.initialization.callback import initialize, sample_for
 from lightning_cnnopt.learning_rate import Schedule, ScheduleLearningRate
 from lightning_cnnopt.normalization import SwapNormalization
 from lightning_cnnopt.regularization import Penalty
@@ -81,7 +87,8 @@ class ImageClassifier(Replayable):
         schedule: Of the learning rate; none by default.
         activation: Makes an activation that replaces those of the network.
         normalization: Makes a normalization, from a number of channels, that replaces those of the network.
-        initializer: How the weights start; by default as the network made them.
+        initializer: How the weights start; by default as the network made them. Those that were loaded stay, and so do parts
+            that ``mark_pretrained`` marked; a ready-made network has to be marked as either.
         penalties: What the loss is charged for. One alone need not be in a list.
         edits: Further edits of the network, in their order. One alone need not be in a list.
         metrics: Metrics beside the default ones, by the name under which they are logged.
@@ -156,10 +163,7 @@ class ImageClassifier(Replayable):
         metric_set = self.configure_metrics()
         self.val_metrics = metric_set.clone(prefix="val_")
         self.test_metrics = metric_set.clone(prefix="test_")
-        # where weights came from somewhere else than their constructor, initialization leaves them alone
-        self._weights_are_set = False
-        self.register_load_state_dict_post_hook(_mark_weights_as_set)
-        self._preprocessing_is_set = mean is not None
+        mark_what_is_loaded(self.network)  # what came from somewhere else than its constructor is not drawn anew
         self._stream = Stream("initialization", per_rank=False)
         self.added_edits: list[Edit] = []
         """What :meth:`add_edit` was given; checkpoints hold it."""
@@ -205,7 +209,7 @@ class ImageClassifier(Replayable):
 
         Args:
             network: The network with all edits.
-            sample: Normalized images, if the initializer needs some and the data module has them.
+            sample: Normalized images, if the initializer makes use of some and the data module has them.
         """
         if self.initializer is not None:
             touched = initialize(self.initializer, network, sample, self._stream)
@@ -254,15 +258,16 @@ class ImageClassifier(Replayable):
         if edit in applied_edits(self.network):
             return
         edit(self.network)
+        mark_what_is_loaded(self.network)
         self.added_edits.append(edit)
 
     @override
     def setup(self, stage: str) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
         checkpoints.check_data_fits(self, data)
-        if not self._preprocessing_is_set and not self._weights_are_set and hasattr(data, "mean") and hasattr(data, "std"):
+        is_set = getattr(self.preprocessing, "is_set", True)  # a subclass may have put a module of its own there
+        if not is_set and hasattr(data, "mean") and hasattr(data, "std"):
             self.preprocessing.set(data.mean, data.std)
-            self._preprocessing_is_set = True
         checkpoints.check_network_fits(self)
         self._norms = special_norms(self.network)
 
@@ -270,12 +275,16 @@ class ImageClassifier(Replayable):
     def on_fit_start(self) -> None:
         check_intact(self.network, self._norms)
         # here and not in setup, where nothing tells a run that will be resumed from a fresh one
-        if not self._weights_are_set:
-            data: Any = getattr(self.trainer, "datamodule", None)
-            wanted = self.initializer is not None and self.initializer.needs_sample
-            draw = getattr(data, "sample_batch", None) if wanted else None
-            self.initialize(self.network, None if draw is None else draw())
-            self._weights_are_set = True
+        self.preprocessing.is_set = True  # weights are trained on what goes through it now
+        if self.trainer.ckpt_path is not None or is_pretrained_throughout(self.network):
+            if self.initializer is not None:
+                rank_zero_info(f"{self.initializer!r} draws nothing: all weights of the network are trained.")
+            mark_pretrained(self.network)
+            return
+        if self.initializer is not None:
+            refuse_to_overwrite(self.network, self._network, self.initializer)
+        self.initialize(self.network, sample_for(self.initializer, self.trainer, self.network))
+        mark_pretrained(self.network)
 
     @override
     def configure_callbacks(self) -> list[Callback]:
@@ -438,10 +447,3 @@ class ImageClassifier(Replayable):
         # every rank holds the same values already; Lightning can't know and asks for the mean
         self.log_dict({name: value for name, value in values.items() if name in shown}, prog_bar=True, sync_dist=True)
         self.log_dict({name: value for name, value in values.items() if name not in shown}, sync_dist=True)
-
-
-def _mark_weights_as_set(module: nn.Module, incompatible_keys: Any) -> None:
-    del incompatible_keys
-    assert isinstance(module, ImageClassifier)
-    module._weights_are_set = True
-    module._preprocessing_is_set = True

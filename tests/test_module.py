@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn import metrics as sk
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassRecall
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
@@ -16,6 +17,7 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 from lightning_cnnopt import ConvNet, Digits, ImageClassifier, TensorData
 from lightning_cnnopt.architecture import EditNetwork, SqueezeExcite
 from lightning_cnnopt.augmentation import HorizontalFlip, MixUp
+from lightning_cnnopt.core import mark_pretrained
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError
 from lightning_cnnopt.core.randomness import ResumeRandomState
@@ -512,6 +514,133 @@ def test_a_resumed_run_does_not_even_call_the_initialization(tmp_path):
     model = frozen(data)
     quiet_trainer(max_epochs=2).fit(model, data, ckpt_path=str(path))
     assert model.count == 0
+
+
+@pytest.mark.parametrize("way", ["network", "layer", "whole", "marked"])
+def test_weights_that_were_loaded_in_any_way_stay(way):
+    data = data_of()
+    model, trained = frozen(data), Linear(3, 1)
+    state = trained.state_dict()
+    if way == "network":
+        model.network.load_state_dict(state)
+    elif way == "layer":
+        model.network[1].load_state_dict(trained[1].state_dict())
+    elif way == "whole":
+        model.load_state_dict({f"network.{key}": value for key, value in state.items()}, strict=False)
+    else:
+        model.network.load_state_dict(state, assign=True)
+    quiet_trainer().fit(model, data)
+    assert model.count == 0
+    assert_same_weights(weights_of(model.network), weights_of(trained))
+
+
+def test_a_head_that_was_not_loaded_is_drawn_and_the_rest_stays():
+    data = data_of()
+    torch.manual_seed(0)
+    model, other = (classifier(data, initializer=XavierNormal(), optimizer=partial(torch.optim.SGD, lr=0.0)) for _ in range(2))
+    state = {key: value for key, value in other.network.state_dict().items() if not key.startswith("classifier")}
+    before = model.network.classifier.weight.detach().clone()
+    model.network.load_state_dict(state, strict=False)
+    quiet_trainer(limit_train_batches=0, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
+    assert not torch.equal(model.network.classifier.weight, before)
+    assert_same_weights({key: weights_of(model.network)[key] for key in state}, state)
+
+
+def test_a_head_put_on_a_fitted_model_is_drawn_and_the_rest_stays():
+    data = data_of()
+    model = classifier(data, initializer=XavierNormal(1e-6), optimizer=partial(torch.optim.SGD, lr=0.0))
+    quiet_trainer().fit(model, data)
+    model.network.head = nn.Sequential(nn.Linear(64, 8), nn.ReLU())
+    kept = {key: value for key, value in weights_of(model.network).items() if key.endswith("weight") and "head" not in key}
+    quiet_trainer().fit(model, data)
+    assert float(model.network.head[0].weight.detach().abs().max()) < 1e-4
+    assert all(torch.equal(value, weights_of(model.network)[key]) for key, value in kept.items())
+
+
+def test_a_resumed_run_draws_nothing_though_its_checkpoint_lacks_a_layer(tmp_path):
+    data = data_of()
+    path, *_ = saved(tmp_path, data, frozen(data))
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["state_dict"]["network.1.weight"], checkpoint["state_dict"]["network.1.bias"]
+    torch.save(checkpoint, path)
+    model = frozen(data)
+    model.strict_loading = False
+    before = weights_of(model.network)
+    quiet_trainer(max_epochs=2).fit(model, data, ckpt_path=str(path))
+    assert model.count == 0
+    assert_same_weights(weights_of(model.network), before)
+
+
+def test_a_layer_that_a_module_makes_in_setup_keeps_what_is_loaded_into_it(tmp_path):
+    class Late(Counting):
+        def setup(self, stage):
+            if not hasattr(self, "made"):
+                self.made = self.network[1] = nn.Linear(64, 3)
+            super().setup(stage)
+
+    data = data_of()
+    arguments = {**data.model_args(), "initializer": XavierNormal(), "optimizer": partial(torch.optim.SGD, lr=0.0)}
+    path, trained, _ = saved(tmp_path, data, Late(Linear, **arguments))
+    model = Late(Linear, **arguments)
+    quiet_trainer(max_epochs=2).fit(model, data, ckpt_path=str(path))
+    assert model.count == 0
+    assert_same_weights(weights_of(model), weights_of(trained))
+
+
+def test_a_ready_made_network_is_not_drawn_unless_that_was_said():
+    data = data_of()
+    arguments = {**data.model_args(), "initializer": XavierNormal(1e-6), "optimizer": partial(torch.optim.SGD, lr=0.0)}
+    network = Linear(3, 1)
+    trained = weights_of(network)
+    with pytest.raises(ConfigurationError, match=r"ready-made Linear, and initializer=XavierNormal.*mark_pretrained"):
+        quiet_trainer().fit(ImageClassifier(network, **arguments), data)
+    mark_pretrained(network)
+    quiet_trainer().fit(ImageClassifier(network, **arguments), data)
+    assert_same_weights(weights_of(network), trained)
+    mark_pretrained(network, False)
+    quiet_trainer().fit(ImageClassifier(network, **arguments), data)
+    assert float(network[1].weight.detach().abs().max()) < 1e-4
+
+
+def test_a_network_put_in_place_of_the_made_one_is_not_drawn_unless_that_was_said():
+    data = data_of()
+    model = frozen(data)
+    model.network = Linear(3, 1)
+    with pytest.raises(ConfigurationError, match="ready-made Linear"):
+        quiet_trainer().fit(model, data)
+
+
+def test_a_ready_made_network_with_a_checkpoint_of_its_own_needs_no_word(tmp_path):
+    data = data_of()
+    network = Linear(3, 1)
+    mark_pretrained(network)
+    path, *_ = saved(tmp_path, data, Counting(network, **data.model_args(), initializer=XavierNormal()))
+    loaded = Counting.load_from_checkpoint(path, network=Linear(3, 1))
+    trained = weights_of(loaded.network)
+    quiet_trainer(max_epochs=1, limit_train_batches=0, num_sanity_val_steps=0, limit_val_batches=0).fit(loaded, data)
+    assert loaded.count == 0
+    assert_same_weights(weights_of(loaded.network), trained)
+
+
+@pytest.mark.parametrize("missing", [("mean", "std"), ("std",), ()])
+def test_statistics_that_were_not_loaded_are_those_of_the_data(missing):
+    data = data_of()
+    source = classifier(data, Linear, mean=[0.9], std=[0.01])
+    state = {key: value for key, value in source.state_dict().items() if key.rpartition(".")[2] not in missing}
+    model = classifier(data, Linear)
+    model.load_state_dict(state, strict=False)
+    quiet_trainer().fit(model, data)
+    expected = ([0.9], [0.01]) if not missing else (data.mean, data.std)
+    assert model.preprocessing.mean.flatten().tolist() == pytest.approx(expected[0])
+    assert model.preprocessing.std.flatten().tolist() == pytest.approx(expected[1])
+
+
+def test_weights_trained_without_statistics_get_none_later():
+    data = data_of()
+    model = classifier(data, Linear)
+    quiet_trainer().fit(model, DataLoader(TensorDataset(data.train_set.images, data.train_set.targets), batch_size=8))
+    quiet_trainer().test(model, data, verbose=False)
+    assert (float(model.preprocessing.mean), float(model.preprocessing.std)) == (0, 1)
 
 
 def test_validation_and_test_never_initialize():

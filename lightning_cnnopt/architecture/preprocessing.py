@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,15 @@ class Preprocessing(nn.Module):
 
     mean: Tensor
     std: Tensor
+    is_set: bool
+    """Whether mean and standard deviation were given, or loaded."""
 
     def __init__(self, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
+        self.is_set = False
+        self.register_load_state_dict_pre_hook(_note_what_is_loaded)
         if mean is not None and std is not None:
             self.set(mean, std)
 
@@ -41,7 +46,14 @@ class Preprocessing(nn.Module):
             check_range("Preprocessing", "std", value, 0, low_open=True)
         self.mean.copy_(torch.tensor(list(mean)).view_as(self.mean))
         self.std.copy_(torch.tensor(list(std)).view_as(self.std))
+        self.is_set = True
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalized floats."""
         return (to_float(images).to(self.mean.dtype) - self.mean) / self.std
+
+
+def _note_what_is_loaded(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    del rest
+    assert isinstance(module, Preprocessing)
+    module.is_set |= f"{prefix}mean" in state_dict and f"{prefix}std" in state_dict

@@ -2,6 +2,7 @@
 
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import CheckpointError, CnnoptError, ConfigurationError, DataError, DivergenceError
+from lightning_cnnopt.core.pretrained import is_pretrained, mark_pretrained
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream
 
 __all__ = [
@@ -13,4 +14,6 @@ __all__ = [
     "ResumeRandomState",
     "StopOnDivergence",
     "Stream",
+    "is_pretrained",
+    "mark_pretrained",
 ]

@@ -187,17 +187,20 @@ class ImageDataModule(LightningDataModule):
         return targets.reshape(len(targets), -1).sum(0).long().tolist()
 
     def sample_batch(self, size: int = 256) -> Tensor:
-        """Return normalized training images without augmentation, for techniques that need some.
+        """Return training images without augmentation, for techniques that need some.
+
+        They are what a batch of this run brings to the LightningModule: as they are stored, to one that normalizes by itself
+        as ``ImageClassifier`` does; otherwise, and outside of a run, normalized floats.
 
         Args:
             size: At most how many.
 
         Returns:
-            (size, C, H, W) floats. The draw has its own stream and is the same on every rank.
+            (size, C, H, W). The draw has its own stream and is the same on every rank.
         """
         images = self.train_set.images
         chosen = torch.randperm(len(images), generator=Stream("sample", per_rank=False).generator)[:size]
-        return self._normalized(images[chosen])
+        return self._normalized(images[chosen]) if self._normalizes() else images[chosen]
 
     @override
     def setup(self, stage: str) -> None:
@@ -238,10 +241,7 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.training:
             batch = self.augmentation(batch)
-        normalize = self.normalize
-        if normalize is None:
-            normalize = getattr(getattr(self.trainer, "lightning_module", None), "preprocessing", None) is None
-        if normalize:
+        if self._normalizes():
             if isinstance(batch, dict):  # a batch to predict has no targets
                 return {**batch, "image": self._normalized(batch["image"])}
             images, targets = read_batch(batch)
@@ -311,6 +311,11 @@ class ImageDataModule(LightningDataModule):
                 raise DataError(f"{type(self).__name__}: channel {int(std.argmin())} is constant over the training set.")
             self._statistics = ([round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()])
         return self._statistics
+
+    def _normalizes(self) -> bool:
+        if self.normalize is not None:
+            return self.normalize
+        return getattr(getattr(self.trainer, "lightning_module", None), "preprocessing", None) is None
 
     def _normalized(self, images: Tensor) -> Tensor:
         shape = (1, -1, 1, 1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.pretrained import is_pretrained_throughout, mark_pretrained
 from lightning_cnnopt.core.randomness import Stream
 from lightning_cnnopt.core.surgery import network_of
 from lightning_cnnopt.initialization.initializers import Initializer
@@ -18,11 +20,13 @@ from lightning_cnnopt.initialization.initializers import Initializer
 class InitializeWeights(TechniqueCallback):
     """Draws the weights of any LightningModule anew before its first fit; never on resume, nor when it is fitted again.
 
+    Weights that are marked by :func:`~lightning_cnnopt.core.mark_pretrained` stay, and a fit marks all weights of its module.
     On an :class:`~lightning_cnnopt.ImageClassifier`, set its argument ``initializer`` instead.
 
     Args:
         initializer: How the weights start.
-        sample: A batch of normalized inputs, for initializers that need one. By default drawn from our data module.
+        sample: A batch of inputs for initializers that make use of one, as what is initialized is fed them. By default drawn
+            from our data module.
         submodule: Name of the part of the LightningModule that is initialized; by default what its ``forward`` runs, or
             its one child with weights where it has none.
 
@@ -41,7 +45,6 @@ class InitializeWeights(TechniqueCallback):
         self.sample = sample
         self.submodule = submodule
         self.stream = Stream("initialization", per_rank=False)
-        self._done = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,21 +63,43 @@ class InitializeWeights(TechniqueCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # here and not in setup, where nothing tells a run that will be resumed from a fresh one
-        if self._done or trainer.ckpt_path is not None:
+        if trainer.ckpt_path is not None:
             return
         network = network_of(pl_module, self.submodule)
-        sample = self.sample
-        if sample is None and self.initializer.needs_sample:
-            draw = getattr(getattr(trainer, "datamodule", None), "sample_batch", None)
-            sample = None if draw is None else draw()
+        if is_pretrained_throughout(network):
+            rank_zero_info(f"{self!r} draws nothing: all weights of {type(network).__name__} are trained.")
+            return
+        sample = self.sample if self.sample is not None else sample_for(self.initializer, trainer, network)
         touched = initialize(self.initializer, network, sample, self.stream)
         rank_zero_info(f"{self.initializer!r} initialized {len(touched)} layers.")
-        self._done = True
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mark_pretrained(pl_module)  # the mark is the module's: another callback or Trainer finds it
 
 
-def initialize(initializer: Initializer, network: torch.nn.Module, sample: Tensor | None, stream: Stream) -> list[str]:
+def sample_for(initializer: Initializer | None, trainer: Trainer, network: nn.Module) -> Tensor | None:
+    """Return images of a Trainer's data module as ``network`` is fed them, if ``initializer`` makes use of some.
+
+    Args:
+        initializer: How the weights start.
+        trainer: The Trainer, whose data module may be one of ours.
+        network: The Trainer's LightningModule, or a part of it.
+    """
+    draw: Any = getattr(getattr(trainer, "datamodule", None), "sample_batch", None)
+    if draw is None or initializer is None or not initializer.sample_size:
+        return None
+    module = trainer.lightning_module
+    images: Tensor = draw(initializer.sample_size).to(module.device)
+    preprocessing: nn.Module | None = getattr(module, "preprocessing", None)
+    if preprocessing is not None:
+        return images if network is module else preprocessing(images)
+    return images if images.is_floating_point() else None  # who normalizes them, and how, is unknown
+
+
+def initialize(initializer: Initializer, network: nn.Module, sample: Tensor | None, stream: Stream) -> list[str]:
     """Initialize ``network`` from a stream that is the same on every rank, so that ranks start equal."""
     if sample is not None:
         reference = next(network.parameters())
-        sample = sample.to(reference.device, reference.dtype)
+        sample = sample.to(reference.device, reference.dtype if sample.is_floating_point() else None)
     return initializer(network, sample, stream.generator)

@@ -3,6 +3,7 @@ import pickle
 import sys
 import threading
 import urllib.error
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,12 @@ import torchvision
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
+from lightning_cnnopt import ImageClassifier, TensorData
 from lightning_cnnopt.architecture import SmallResNet, TimmNetwork, TorchvisionNetwork, WeightsRecord, adapt_input_filters
 from lightning_cnnopt.architecture.pretrained.files import read_weights
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError
+from lightning_cnnopt.initialization import Kaiming, XavierUniform
+from tests.lightning_tools import quiet_trainer
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -86,6 +90,39 @@ def test_with_other_classes_the_head_alone_is_new(published, path):
     assert different == {"fc.weight", "fc.bias"}
     assert all(torch.equal(value, theirs[name]) for name, value in net.body.state_dict().items() if name not in different)
     assert net(IMAGES).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("classes", "drawn"), [(5, ["body.fc"]), (1000, [])])
+@pytest.mark.parametrize("source", ["torchvision", "timm", "fetched by timm"])
+def test_an_initializer_draws_a_new_head_alone(source, classes, drawn, path, timm_published, timm_path, monkeypatch):
+    state = timm_published.state_dict
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *args, **kwargs: dict(state()))
+    make = {
+        "torchvision": partial(TorchvisionNetwork, file=path),
+        "timm": partial(TimmNetwork, file=timm_path),
+        "fetched by timm": partial(TimmNetwork, pretrained="a1_in1k"),
+    }[source]
+    net = make("resnet18", num_classes=classes, in_channels=1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert Kaiming()(net) == drawn
+    changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == [f"{layer}.{name}" for layer in drawn for name in ("weight", "bias")]
+
+
+def test_published_weights_stay_through_the_fit_of_an_image_classifier(published, path):
+    images = torch.randint(0, 256, (12, 1, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    data = TensorData(train_images=images, train_targets=torch.arange(12) % 3, val_size=0, batch_size=4)
+    network = partial(TorchvisionNetwork, name="resnet18", file=path)
+    still = partial(torch.optim.SGD, lr=0.0)
+    model = ImageClassifier(network, **data.model_args(), initializer=XavierUniform(1e-6), optimizer=still)
+    quiet_trainer(max_steps=1).fit(model, data)
+    assert float(model.network.body.fc.weight.detach().abs().max()) < 1e-6
+    theirs = published.state_dict()
+    for name, value in model.network.body.named_parameters():
+        assert name.startswith(("fc.", "conv1.")) or torch.equal(value, theirs[name]), name
+    torch.testing.assert_close(model.network.body.conv1.weight.detach(), theirs["conv1.weight"].sum(1, keepdim=True))
 
 
 FAMILIES = [

@@ -125,6 +125,22 @@ def test_a_sample_batch_is_of_normalized_training_images_and_drawn_on_its_own_st
     assert torch.allclose(everything.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4)
 
 
+def test_a_sample_batch_is_what_a_batch_of_the_run_brings():
+    raw = colours().train_set.images
+    for normalize, model, expected in (
+        (None, Foreign(), torch.float32),
+        (None, ImageClassifier(Linear, **colours().model_args()), torch.uint8),
+        (False, Foreign(), torch.uint8),
+        (True, Foreign(), torch.float32),
+    ):
+        data = colours(normalize=normalize)
+        data.trainer = quiet_trainer()
+        data.trainer.strategy._lightning_module = model
+        sample = data.sample_batch(len(raw))
+        assert sample.dtype == expected
+        assert sample.dtype != torch.uint8 or torch.equal(sample.sort(0).values, raw.sort(0).values)
+
+
 class Seeing(Foreign):
     def __init__(self, size: int = 60) -> None:
         super().__init__()

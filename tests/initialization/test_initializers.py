@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import timm
@@ -8,8 +9,10 @@ from torch import nn
 
 from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.architecture import ConvNet, SqueezeExcite
+from lightning_cnnopt.core import mark_pretrained
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.initialization import (
+    LSUV,
     Kaiming,
     XavierNormal,
     XavierUniform,
@@ -202,6 +205,123 @@ def test_kaiming_knows_the_layers_of_an_added_squeeze_excite():
     assert_gains(net, lambda name: 1.0 if name == "fc" or name.endswith("squeeze_excite.fc2") else RELU)
 
 
+class Decides(nn.Module):
+    """Control flow that depends on data."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.one, self.two = nn.Linear(200, 300), nn.Linear(300, 400)
+        self.activation = activation
+
+    def forward(self, x):
+        x = self.one(x)
+        if x.isnan().any():
+            return x
+        return self.two(self.activation(x))
+
+
+def test_kaiming_follows_a_network_that_can_not_be_traced_by_running_it():
+    net, sample = Decides(nn.functional.gelu), torch.rand(4, 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Kaiming()(net, sample, generator())
+    gains = [float(layer.weight.square().mean().sqrt()) * layer.in_features**0.5 for layer in (net.one, net.two)]
+    assert gains == pytest.approx([second_moment_gain(nn.GELU()), 1.0], rel=0.02)
+
+
+@pytest.mark.parametrize("stated", [None, 2.0])
+def test_kaiming_says_of_which_layers_it_can_not_tell_what_follows(stated, recwarn):
+    net = Decides(nn.functional.gelu)
+    Kaiming(unknown_gain=stated)(net, generator=generator())
+    told = [str(warning.message) for warning in recwarn]
+    if stated is None:
+        [told] = told
+        assert "which activation follows 2 of 2 layers of Decides, such as 'one' (torch.fx can't trace the code" in told
+        assert all(remedy in told for remedy in ("They got gain 1.", "unknown_gain=", "attribute `gain`", "sample="))
+    else:
+        assert told == []
+    gains = [float(layer.weight.square().mean().sqrt()) * layer.in_features**0.5 for layer in (net.one, net.two)]
+    assert gains == pytest.approx([stated or 1.0] * 2, rel=0.02)
+
+
+def test_kaiming_knows_an_activation_of_ones_own_by_what_it_computes():
+    class Swish(nn.Module):
+        def forward(self, x):
+            return x * torch.sigmoid(x)
+
+    net = nn.Sequential(nn.Linear(200, 300), Swish(), nn.Linear(300, 400))
+    expected = second_moment_gain(nn.SiLU())
+    Kaiming()(net, generator=generator())
+    assert float(net[0].weight.square().mean().sqrt()) * 200**0.5 == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("initializer", [Kaiming(), XavierUniform(), XavierNormal()], ids=repr)
+def test_marked_layers_are_left_alone_and_a_new_head_is_drawn(initializer):
+    net = ConvNet()
+    mark_pretrained(net)
+    net.classifier = nn.Linear(128, 7)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert initializer(net, generator=generator()) == ["classifier"]
+    changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["classifier.weight", "classifier.bias"]
+    mark_pretrained(net)
+    with pytest.warns(UserWarning, match=r"initialized nothing: all 4 layers .* mark_pretrained\(network, False\)"):
+        assert initializer(net, generator=generator()) == []
+    mark_pretrained(net, False)
+    assert len(initializer(net, generator=generator())) == 4
+
+
+def test_how_many_layers_are_left_alone_is_said(caplog):
+    net = ConvNet()
+    mark_pretrained(net.stages)
+    with caplog.at_level("INFO"):
+        XavierUniform()(net)
+    assert "XavierUniform(gain=1.0) leaves 2 of 4 layers alone: their weights are trained." in caplog.text
+
+
+def test_a_network_that_has_seen_data_is_drawn_with_a_warning_unless_that_was_said():
+    net = ConvNet()
+    net(torch.rand(4, 1, 28, 28))
+    with pytest.warns(UserWarning, match=r"not those of a new network.*mark_pretrained\(network\)"):
+        assert len(XavierUniform()(net)) == 4
+    mark_pretrained(net, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(XavierUniform()(net)) == 4
+
+
+@pytest.mark.parametrize("initializer", [Kaiming(), XavierUniform(), XavierNormal(), LSUV()], ids=repr)
+@pytest.mark.parametrize("layer", [nn.LazyConv2d(4, 3), nn.LazyLinear(3)], ids=repr)
+def test_layers_without_weights_are_refused_by_name(initializer, layer):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(layer))
+    with pytest.raises(ConfigurationError, match=rf"1 layers have no weights to draw, such as '1.0', a {type(layer).__name__}"):
+        initializer(net, torch.rand(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("layer", [nn.LazyConv2d(4, 3), nn.LazyLinear(3)], ids=repr)
+def test_a_layer_without_weights_has_no_fans(layer):
+    with pytest.raises(ConfigurationError, match="has no weights; a lazy layer gets them"):
+        xavier_uniform_(layer)
+
+
+def test_a_lazy_layer_that_has_run_is_drawn():
+    net = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(3))
+    net(torch.rand(2, 1, 8, 8))
+    assert XavierUniform()(net) == ["0", "2"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("initializer", [Kaiming(), XavierUniform(), XavierNormal()], ids=repr)
+def test_the_draw_is_the_same_for_every_memory_format_and_dtype(initializer, dtype):
+    plain, other = ConvNet(), ConvNet().to(memory_format=torch.channels_last)
+    if dtype != torch.float64:  # whose draws are finer ones
+        other = other.to(dtype)
+    initializer(plain, generator=generator())
+    initializer(other, generator=generator())
+    for ours, theirs in zip(plain.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours.to(theirs.dtype), theirs)
+
+
 @pytest.mark.parametrize("initializer", [Kaiming(), XavierUniform(), XavierNormal()], ids=repr)
 def test_biases_are_zero_and_normalization_is_left_alone(initializer):
     net = ConvNet()
@@ -230,7 +350,18 @@ def test_a_network_without_layers_warns():
         assert XavierUniform()(nn.Sequential(nn.ReLU())) == []
 
 
-@pytest.mark.parametrize("make", [lambda: Kaiming("norml"), lambda: Kaiming(mode="fan"), lambda: XavierUniform(0)])
+@pytest.mark.parametrize(
+    "make", [lambda: Kaiming("norml"), lambda: Kaiming(mode="fan"), lambda: Kaiming(unknown_gain=0), lambda: XavierUniform(0)]
+)
 def test_arguments_out_of_range_are_refused(make):
     with pytest.raises(ConfigurationError):
         make()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("initializer", [Kaiming(), XavierUniform(), XavierNormal()], ids=repr)
+def test_a_network_on_a_gpu_gets_the_draws_of_one_on_the_cpu(initializer):
+    here, there = ConvNet(), ConvNet().cuda()
+    initializer(here, generator=generator())
+    initializer(there, generator=generator())
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(here.parameters(), there.parameters(), strict=True))

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lightning_cnnopt.architecture import ConvNet
+from lightning_cnnopt.core import mark_pretrained
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.initialization import LSUV, lsuv_
 
@@ -105,3 +106,14 @@ def test_a_sample_without_variance_is_refused_and_the_mode_is_restored():
         LSUV()(net, torch.zeros(4, 3, 32, 32))
     assert all(module.training for module in net.modules())
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_trained_layers_are_not_scaled_and_count_as_they_are():
+    net = NETWORKS["ConvNet"]()
+    mark_pretrained(net.stages)
+    before = {name: value.clone() for name, value in net.stages.state_dict().items()}
+    touched = run(net)
+    assert touched == ["head.0.dense", "classifier"]
+    assert all(torch.equal(value, before[name]) for name, value in net.stages.state_dict().items())
+    variances = output_variances(net)
+    assert [variances[name] for name in touched] == pytest.approx([1, 1], abs=0.011)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_cnnopt.architecture.layers import ResizeImages
 from lightning_cnnopt.architecture.pretrained.record import WeightsRecord
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
+from lightning_cnnopt.core.pretrained import mark_pretrained
 
 Argument: TypeAlias = bool | int | float | str | None
 InputSize: TypeAlias = int | tuple[int, int] | Literal["weights"] | None
@@ -76,8 +77,14 @@ class PublishedNetwork(nn.Module):
             )
         return record.size
 
-    def _tell_of_head(self, name: str, keeps_head: bool, record: WeightsRecord | None, num_classes: int) -> None:
-        if keeps_head:
+    def _weights_are_read(
+        self, name: str, keeps_head: bool, head: Sequence[str], record: WeightsRecord | None, num_classes: int
+    ) -> None:
+        mark_pretrained(self.body)
+        if not keeps_head:
+            for layer in head:
+                mark_pretrained(self.body.get_submodule(layer), False)
+        else:
             self.class_names = list(record.class_names) if record is not None and record.class_names is not None else None
         rank_zero_info(
             f"{type(self).__name__}: {name} has its weights; the head is "

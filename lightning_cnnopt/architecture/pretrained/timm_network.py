@@ -97,13 +97,13 @@ class TimmNetwork(PublishedNetwork):
         if record is not None and config is not None:
             rebuilt_with |= {"name": architecture, "pretrained": config["tag"]}
         self._finish(body, record, image_size, input_size, rebuilt_with)
+        own: dict[str, Any] = getattr(body, "pretrained_cfg", {})
+        head, stem = _names(own.get("classifier")), _names(own.get("first_conv"))
         if load and file is not None:
-            own: dict[str, Any] = getattr(body, "pretrained_cfg", {})
-            head, stem = _names(own.get("classifier")), _names(own.get("first_conv"))
             keeps_head = fit_weights(body, _read(body, file), head, stem, f"file={file!r} and {full}")
-            self._tell_of_head(full, keeps_head, record, num_classes)
+            self._weights_are_read(full, keeps_head, head, record, num_classes)
         elif fetches and config is not None:
-            self._tell_of_head(full, num_classes == config["num_classes"], record, num_classes)
+            self._weights_are_read(full, num_classes == config["num_classes"], head, record, num_classes)
 
 
 def _config(architecture: str, tag: str, pretrained: bool | str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class TorchvisionNetwork(PublishedNetwork):
         if loads:
             told = f"file={file!r}" if file is not None else f"weights={weights!r}"
             keeps_head = fit_weights(body, _read(name, published, file), [head], [stem], f"{told} and {name}")
-            self._tell_of_head(name, keeps_head, record, num_classes)
+            self._weights_are_read(name, keeps_head, [head], record, num_classes)
 
 
 def _published(name: str, weights: str) -> WeightsEnum:
