@@ -45,7 +45,8 @@ from lightning_cnnopt.core.replay import Replayable
 from lightning_cnnopt.core.spec import build, call_with_known, factory_of, listed
 from lightning_cnnopt.core.surgery import Edit, applied_edits
 from lightning_cnnopt.initialization import Initializer
-from lightning_cnnopt.initialization.callback import initialize, sample_for
+from lightning_cnnopt.initialization.callback import initialize, sample_for, with_counts
+from lightning_cnnopt.initialization.initializers import as_initializer
 from lightning_cnnopt.learning_rate import Schedule, ScheduleLearningRate
 from lightning_cnnopt.normalization import SwapNormalization
 from lightning_cnnopt.regularization import Penalty
@@ -123,7 +124,7 @@ class ImageClassifier(Replayable):
         schedule: Schedule | None = None,
         activation: Callable[[], nn.Module] | None = None,
         normalization: NormalizationFactory | None = None,
-        initializer: Initializer | None = None,
+        initializer: Initializer | list[Initializer] | None = None,
         penalties: Penalty | Sequence[Penalty] = (),
         edits: Edit | Sequence[Edit] = (),
         metrics: Mapping[str, MetricFactory] | None = None,
@@ -144,7 +145,7 @@ class ImageClassifier(Replayable):
         self.task: Task = task
         self.class_names = list(class_names) if class_names is not None else None
         self.schedule: Schedule | None = None if schedule is None else build(schedule, Schedule)  # type: ignore[type-abstract]
-        self.initializer: Initializer | None = None if initializer is None else build(initializer, Initializer)  # type: ignore[type-abstract]
+        self.initializer: Initializer | None = None if initializer is None else as_initializer(initializer)
         self.penalties: list[Penalty] = [build(penalty, Penalty) for penalty in listed(penalties)]  # type: ignore[type-abstract]
         self._network = network
         self._activation = activation
@@ -212,7 +213,7 @@ class ImageClassifier(Replayable):
             sample: Normalized images, if the initializer makes use of some and the data module has them.
         """
         if self.initializer is not None:
-            touched = initialize(self.initializer, network, sample, self._stream)
+            touched = initialize(with_counts(self.initializer, self.trainer), network, sample, self._stream)
             rank_zero_info(f"{self.initializer!r} initialized {len(touched)} layers.")
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:

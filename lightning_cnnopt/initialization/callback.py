@@ -14,7 +14,7 @@ from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.pretrained import is_pretrained_throughout, mark_pretrained
 from lightning_cnnopt.core.randomness import Stream
 from lightning_cnnopt.core.surgery import network_of
-from lightning_cnnopt.initialization.initializers import Initializer
+from lightning_cnnopt.initialization.initializers import Initializer, as_initializer
 
 
 class InitializeWeights(TechniqueCallback):
@@ -24,7 +24,7 @@ class InitializeWeights(TechniqueCallback):
     On an :class:`~lightning_cnnopt.ImageClassifier`, set its argument ``initializer`` instead.
 
     Args:
-        initializer: How the weights start.
+        initializer: How the weights start. Several, in a list, start them after each other.
         sample: A batch of inputs for initializers that make use of one, as what is initialized is fed them. By default drawn
             from our data module.
         submodule: Name of the part of the LightningModule that is initialized; by default what its ``forward`` runs, or
@@ -40,8 +40,10 @@ class InitializeWeights(TechniqueCallback):
         >>> trainer = Trainer(callbacks=[InitializeWeights(Kaiming())], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, initializer: Initializer, sample: Tensor | None = None, submodule: str | None = None) -> None:
-        self.initializer = initializer
+    def __init__(
+        self, initializer: Initializer | list[Initializer], sample: Tensor | None = None, submodule: str | None = None
+    ) -> None:
+        self.initializer = as_initializer(initializer)
         self.sample = sample
         self.submodule = submodule
         self.stream = Stream("initialization", per_rank=False)
@@ -70,7 +72,7 @@ class InitializeWeights(TechniqueCallback):
             rank_zero_info(f"{self!r} draws nothing: all weights of {type(network).__name__} are trained.")
             return
         sample = self.sample if self.sample is not None else sample_for(self.initializer, trainer, network)
-        touched = initialize(self.initializer, network, sample, self.stream)
+        touched = initialize(with_counts(self.initializer, trainer), network, sample, self.stream)
         rank_zero_info(f"{self.initializer!r} initialized {len(touched)} layers.")
 
     @override
@@ -95,6 +97,15 @@ def sample_for(initializer: Initializer | None, trainer: Trainer, network: nn.Mo
     if preprocessing is not None:
         return images if network is module else preprocessing(images)
     return images if images.is_floating_point() else None  # who normalizes them, and how, is unknown
+
+
+def with_counts(initializer: Initializer, trainer: Trainer) -> Initializer:
+    """Return ``initializer`` with the frequencies of the classes, if it starts from them and the data module states them."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if not initializer.needs_counts or not hasattr(data, "class_counts"):
+        return initializer
+    exclusive = getattr(data, "task", "multiclass") == "multiclass"
+    return initializer.bind(data.class_counts(), None if exclusive else data.num_train_samples)
 
 
 def initialize(initializer: Initializer, network: nn.Module, sample: Tensor | None, stream: Stream) -> list[str]:

@@ -26,7 +26,23 @@ from lightning_cnnopt.core import ResumeRandomState, StopOnDivergence
 from lightning_cnnopt.core.spec import Configurable
 from lightning_cnnopt.dropout import StochasticDepth
 from lightning_cnnopt.imbalance import ClassWeights
-from lightning_cnnopt.initialization import LSUV, InitializeWeights, Kaiming, XavierNormal, XavierUniform
+from lightning_cnnopt.initialization import (
+    LSUV,
+    Chain,
+    DeltaOrthogonal,
+    Dirac,
+    InitializeWeights,
+    Kaiming,
+    Normal,
+    PatchWhitening,
+    PriorBias,
+    RandomOrthogonal,
+    TruncatedNormal,
+    Uniform,
+    XavierNormal,
+    XavierUniform,
+    ZeroGamma,
+)
 from lightning_cnnopt.learning_rate import (
     Constant,
     Cosine,
@@ -85,6 +101,16 @@ CASES = {
     "XavierNormal": XavierNormal,
     "Kaiming": Kaiming,
     "LSUV": LSUV,
+    "Uniform": Uniform,
+    "Normal": Normal,
+    "TruncatedNormal": TruncatedNormal,
+    "RandomOrthogonal": RandomOrthogonal,
+    "DeltaOrthogonal": DeltaOrthogonal,
+    "Dirac": Dirac,
+    "ZeroGamma": ZeroGamma,
+    "PatchWhitening": PatchWhitening,
+    "PriorBias": partial(PriorBias, [1, 2, 3, 4]),
+    "Chain": partial(Chain, [Kaiming(), ZeroGamma()]),
     "L1": partial(L1, 0.01),
     "L2": partial(L2, 0.01),
     "ElasticNet": partial(ElasticNet, 0.01, 0.25),

@@ -124,6 +124,21 @@ class NetworkGraph(TracedNetwork):
                 end = part.path(node)
         return end
 
+    def reaches_addition(self, path: str) -> bool:
+        """Return whether the output of the module at ``path`` reaches an addition without an activation or weights between."""
+        for part, call in self.calls(path):
+            pending, seen = list(call.users), set()
+            while pending:
+                node = pending.pop()
+                if node.target in _ADDITIONS:
+                    return True
+                module = self.module_of(part, node)
+                weighs = module is not None and (is_activation(module) or any(p.ndim > 1 for p in module.parameters()))
+                if node not in seen and not weighs and not calls_activation(node):
+                    pending += node.users
+                seen.add(node)
+        return False
+
     def activated_at(self, path: str) -> tuple[str, bool]:
         """Return where the output of the layer at ``path`` has been through its normalization and activation.
 

@@ -1,9 +1,9 @@
-"""How weights start, as functions on tensors and networks."""
+"""Random weights, drawn by the fans of a layer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from lightning_cnnopt.core.errors import ConfigurationError
-from lightning_cnnopt.core.graph import WEIGHTED_LAYERS
 
 
 def layer_fans(layer: nn.Module) -> tuple[int, int]:
@@ -62,7 +61,7 @@ def xavier_uniform_(layer: nn.Module, gain: float = 1.0, generator: torch.Genera
         True
     """
     bound = gain * math.sqrt(6 / sum(layer_fans(layer)))
-    _draw(layer, lambda weight: weight.uniform_(-bound, bound, generator=generator), generator)
+    draw_(layer, lambda weight: weight.uniform_(-bound, bound, generator=generator), generator)
 
 
 @torch.no_grad()
@@ -76,7 +75,7 @@ def xavier_normal_(layer: nn.Module, gain: float = 1.0, generator: torch.Generat
         Glorot & Bengio, 2010.
     """
     std = gain * math.sqrt(2 / sum(layer_fans(layer)))
-    _draw(layer, lambda weight: weight.normal_(0, std, generator=generator), generator)
+    draw_(layer, lambda weight: weight.normal_(0, std, generator=generator), generator)
 
 
 @torch.no_grad()
@@ -93,20 +92,62 @@ def kaiming_normal_(layer: nn.Module, gain: float, fan_out: bool = False, genera
         He et al., "Delving Deep into Rectifiers", 2015.
     """
     std = gain / math.sqrt(layer_fans(layer)[fan_out])
-    _draw(layer, lambda weight: weight.normal_(0, std, generator=generator), generator)
+    draw_(layer, lambda weight: weight.normal_(0, std, generator=generator), generator)
 
 
 @torch.no_grad()
 def kaiming_uniform_(layer: nn.Module, gain: float, fan_out: bool = False, generator: torch.Generator | None = None) -> None:
     """Draw weights from U(-a, a), a = gain · √(3 / fan): the variance of :func:`kaiming_normal_`."""
     bound = gain * math.sqrt(3 / layer_fans(layer)[fan_out])
-    _draw(layer, lambda weight: weight.uniform_(-bound, bound, generator=generator), generator)
+    draw_(layer, lambda weight: weight.uniform_(-bound, bound, generator=generator), generator)
 
 
 @torch.no_grad()
-def orthogonal_(layer: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw a weight whose matrix, of one row for each output, is orthogonal: torch's own, on any layer."""
-    _draw(layer, lambda weight: nn.init.orthogonal_(weight, generator=generator), generator)
+def uniform_(layer: nn.Module, low: float, high: float, generator: torch.Generator | None = None) -> None:
+    """Draw weights from U(low, high)."""
+    draw_(layer, lambda weight: weight.uniform_(low, high, generator=generator), generator)
+
+
+@torch.no_grad()
+def normal_(layer: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
+    """Draw weights from N(0, std²)."""
+    draw_(layer, lambda weight: weight.normal_(0, std, generator=generator), generator)
+
+
+@torch.no_grad()
+def truncated_normal_(layer: nn.Module, std: float, cut: float = 2.0, generator: torch.Generator | None = None) -> None:
+    """Draw weights from N(0, std²), and again those beyond ± ``cut`` · std.
+
+    The variance that is left is less than std²: 0.774 of it for a cut of 2.
+    """
+    bound = cut * std
+    draw_(layer, lambda weight: nn.init.trunc_normal_(weight, 0, std, -bound, bound, generator=generator), generator)
+
+
+@torch.no_grad()
+def orthogonal_(layer: nn.Module, gain: float = 1.0, generator: torch.Generator | None = None) -> None:
+    """Draw a weight whose matrix, of one row for each output, is ``gain`` times an orthogonal one.
+
+    Rows are orthonormal; where there are more of them than columns, columns are. Each group of a grouped convolution has a
+    matrix of its own, which torch's ``nn.init.orthogonal_`` makes.
+
+    Reference:
+        Saxe, McClelland & Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks",
+        2014.
+
+    Example:
+        >>> layer = nn.Conv2d(8, 8, 3, groups=2)
+        >>> orthogonal_(layer)
+        >>> rows = layer.weight.detach().flatten(1)[:4]
+        >>> bool(torch.allclose(rows @ rows.T, torch.eye(4), atol=1e-5))
+        True
+    """
+
+    def fill(weight: Tensor) -> None:
+        for group in weight.chunk(getattr(layer, "groups", 1)):
+            group.copy_(nn.init.orthogonal_(torch.empty_like(group), gain, generator=generator))
+
+    draw_(layer, fill, generator)
 
 
 @torch.no_grad()
@@ -176,97 +217,8 @@ def _assign_parametrized(layer: nn.Module, name: str, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def lsuv_(
-    network: nn.Module,
-    sample: Tensor,
-    tolerance: float = 0.01,
-    iterations: int = 10,
-    layers: Collection[str] | None = None,
-) -> dict[str, float]:
-    """Scale every layer, in the order of computation, until its output on ``sample`` has variance 1.
-
-    Weights are drawn orthogonal before; this is the second, data-driven half. The network runs in evaluation mode with
-    dropout off, its BatchNorm statistics and the random state are left as they were.
-
-    Args:
-        network: Changed in place.
-        sample: A batch of inputs as the network is fed: normalized floats.
-        tolerance: How far from 1 the variance may stay.
-        iterations: Most corrections per layer; one is enough but for numerical trouble.
-        layers: Names of the layers to scale; by default all. The others count as they are.
-
-    Returns:
-        The variance of each layer's output afterwards, by name, in the order of computation.
-
-    Raises:
-        ConfigurationError: If a layer's output has no variance at all (a dead network, or a constant sample).
-
-    Reference:
-        Mishkin & Matas, "All you need is a good init", 2016.
-    """
-    training = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        order = [item for item in _computation_order(network, sample) if layers is None or item[0] in layers]
-        for name, layer in order:
-            for _ in range(iterations):
-                variance = _output_variance(network, layer, sample)
-                if not 0 < variance < math.inf:
-                    raise ConfigurationError(
-                        f"LSUV: the output of {name!r} has variance {variance:g} on the sample, so no scale makes it 1."
-                    )
-                if abs(variance - 1) <= tolerance:
-                    break
-                assert isinstance(layer.weight, Tensor)
-                assign_(layer, "weight", layer.weight / math.sqrt(variance))
-        return {name: _output_variance(network, layer, sample) for name, layer in order}
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-class _Reached(Exception):
-    pass
-
-
-def _output_variance(network: nn.Module, layer: nn.Module, sample: Tensor) -> float:
-    seen: list[float] = []
-
-    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        # the bias shifts each channel's mean and no scale of the weights changes that; variance is about the mean
-        seen.append(float(output.float().var(unbiased=False)))
-        raise _Reached
-
-    handle = layer.register_forward_hook(look)
-    try:
-        network(sample)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
-
-
-def _computation_order(network: nn.Module, sample: Tensor) -> list[tuple[str, nn.Module]]:
-    order: list[tuple[str, nn.Module]] = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if all(module is not known for _, known in order):
-                order.append((name, module))
-
-        return hook
-
-    handles = [m.register_forward_pre_hook(note(n)) for n, m in network.named_modules() if isinstance(m, WEIGHTED_LAYERS)]
-    try:
-        network(sample)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return order
-
-
-def _draw(layer: nn.Module, fill: Callable[[Tensor], object], generator: torch.Generator | None) -> None:
+def draw_(layer: nn.Module, fill: Callable[[Tensor], object], generator: torch.Generator | None) -> None:
+    """Set the weight of a layer to what ``fill`` writes into an empty tensor of its shape."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     # where the generator is, whose draws are then the same for a network on any device and in any memory format
