@@ -154,6 +154,8 @@ class ImageClassifier(Replayable):
         self._metrics = dict(metrics or {})
         default = nn.CrossEntropyLoss if task == "multiclass" else nn.BCEWithLogitsLoss
         self.criterion: nn.Module = build(criterion if criterion is not None else default, nn.Module)
+        if hasattr(self.criterion, "label_smoothing"):  # torch would find out in the first step
+            check_range(type(self.criterion).__name__, "label_smoothing", self.criterion.label_smoothing, 0, 1)  # type: ignore[arg-type]
         self.preprocessing = Preprocessing(in_channels, mean, std)
         self.network = self.configure_network()
         self.configure_normalization(self.network)
