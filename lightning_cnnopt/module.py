@@ -28,7 +28,7 @@ from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.architecture import ConvNet, NetworkFactory, Preprocessing
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.batch import read_batch
-from lightning_cnnopt.core.callback import callbacks_of, is_logged, refuse_sharding
+from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, callbacks_of, is_last_batch, is_logged, refuse_sharding
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.intact import check_intact, special_norms
@@ -40,7 +40,7 @@ from lightning_cnnopt.core.pretrained import (
     mark_what_is_loaded,
     refuse_to_overwrite,
 )
-from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather
+from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather, start_equal
 from lightning_cnnopt.core.replay import Replayable
 from lightning_cnnopt.core.spec import build, call_with_known, factory_of, listed
 from lightning_cnnopt.core.surgery import Edit, applied_edits
@@ -93,8 +93,9 @@ class ImageClassifier(Replayable):
         penalties: What the loss is charged for. One alone need not be in a list.
         edits: Further edits of the network, in their order. One alone need not be in a list.
         metrics: Metrics beside the default ones, by the name under which they are logged.
-        mean: Mean of each channel for pixels in [0, 1]; by default the data module's.
-        std: Standard deviation of each channel; by default the data module's.
+        mean: Mean of each channel for pixels in [0, 1]. By default that of our data modules, whose ``pixel_statistics()`` hand
+            it over; with any other data nothing is normalized but what is given here, and uint8 is divided by 255.
+        std: Standard deviation of each channel, likewise.
 
     Logs:
         ``train_loss``, ``train_acc`` and ``train_penalty``; ``val_`` and ``test_`` ``loss``, ``acc`` (top-1), ``acc_top5``
@@ -172,6 +173,7 @@ class ImageClassifier(Replayable):
         """What :meth:`add_edit` was given; checkpoints hold it."""
         self.own_callbacks: list[Callback] = []
         """The callbacks that come with this module, once a Trainer has asked for them."""
+        self._has_inspected = self._knows_statistics = False
         self._sums: Tensor | None = None  # of this epoch: loss, right answers, samples
         self._restored_sums: list[Tensor | None] | None = None
         self._charges: Charges | None = None
@@ -268,9 +270,10 @@ class ImageClassifier(Replayable):
     def setup(self, stage: str) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
         checkpoints.check_data_fits(self, data)
+        statistics = getattr(data, "pixel_statistics", None)  # not mean and std: others may have applied theirs already
         is_set = getattr(self.preprocessing, "is_set", True)  # a subclass may have put a module of its own there
-        if not is_set and hasattr(data, "mean") and hasattr(data, "std"):
-            self.preprocessing.set(data.mean, data.std)
+        if not is_set and statistics is not None:
+            self.preprocessing.set(*statistics())
         checkpoints.check_network_fits(self)
         self._norms = special_norms(self.network)
 
@@ -278,6 +281,7 @@ class ImageClassifier(Replayable):
     def on_fit_start(self) -> None:
         check_intact(self.network, self._norms)
         # here and not in setup, where nothing tells a run that will be resumed from a fresh one
+        self._knows_statistics = getattr(self.preprocessing, "is_set", True)
         self.preprocessing.is_set = True  # weights are trained on what goes through it now
         if self.trainer.ckpt_path is not None or is_pretrained_throughout(self.network):
             if self.initializer is not None:
@@ -287,6 +291,8 @@ class ImageClassifier(Replayable):
         if self.initializer is not None:
             refuse_to_overwrite(self.network, self._network, self.initializer)
         self.initialize(self.network, sample_for(self.initializer, self.trainer, self.network))
+        if not isinstance(self.trainer.strategy, SHARDING_STRATEGIES):
+            start_equal(self.network)
         mark_pretrained(self.network)
 
     @override
@@ -332,8 +338,11 @@ class ImageClassifier(Replayable):
     @override
     def on_train_start(self) -> None:
         sums = self._restored_sums if self.trainer.ckpt_path is not None else None
+        if self.trainer.fit_loop.epoch_loop.restarted_on_train_batch_end and is_last_batch(self.trainer):
+            sums = None  # Lightning takes that epoch for over and begins the next one, without on_train_epoch_start
         mine = sums[self.global_rank] if sums is not None and self.global_rank < len(sums) else None
         self._sums = None if mine is None else mine.to(self.device)
+        self._has_inspected = False
         if self.penalties:
             refuse_sharding(self.trainer, f"{type(self).__name__}(penalties={self.penalties!r})")
         # a subclass's own charge is autograd's business; penalties know their gradients
@@ -351,6 +360,9 @@ class ImageClassifier(Replayable):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = read_batch(batch)
+        if not self._has_inspected and isinstance(self.preprocessing, Preprocessing):
+            self.preprocessing.inspect(images, self._knows_statistics)
+        self._has_inspected = True
         logits = self(images)
         loss = self.loss(logits, targets)
         # three numbers on the device; they are read at log intervals only

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_cnnopt.core.batch import to_float
@@ -47,6 +48,29 @@ class Preprocessing(nn.Module):
         self.mean.copy_(torch.tensor(list(mean)).view_as(self.mean))
         self.std.copy_(torch.tensor(list(std)).view_as(self.std))
         self.is_set = True
+
+    def inspect(self, images: Tensor, is_known: bool = True) -> None:
+        """Say so if training images are not what this preprocessing is for. It waits for the device, so look at one batch.
+
+        Args:
+            images: (N, C, H, W), as they come.
+            is_known: Whether mean and standard deviation were given by the user or the data, or loaded.
+        """
+        low, high = (float(value) for value in to_float(images).aminmax())
+        looks_normalized = low < -0.25 or high > 1.25
+        if is_known and looks_normalized and not (self.mean == 0).logical_and(self.std == 1).all():
+            rank_zero_warn(
+                f"Images are floats from {low:g} to {high:g}, so they look normalized already, and are normalized again with "
+                f"mean={self.mean.flatten().tolist()} and std={self.std.flatten().tolist()}. Hand out uint8 or floats in "
+                "[0, 1], or pass neither mean= nor std=."
+            )
+        elif not is_known and images.dtype == torch.uint8:
+            rank_zero_warn(
+                "Images are uint8 and no mean and std are known: they are divided by 255 only. Pass mean= and std= of the "
+                "data; mean 0 and std 1 if that is what you want."
+            )
+        elif not is_known and not looks_normalized:
+            rank_zero_info("Images are floats in [0, 1] and no mean and std are known: they are fed as they are.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalized floats."""

@@ -59,12 +59,20 @@ def write_batch(batch: Any, images: Tensor, targets: Tensor) -> Any:
 def to_float(images: Tensor) -> Tensor:
     """Return images as floats in [0, 1]; uint8 is divided by 255, floats are returned as they are.
 
+    Raises:
+        DataError: For any other type: what its highest level is can't be known.
+
     Example:
         >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
         tensor([0., 1.])
     """
     if images.dtype == torch.uint8:
         return images.to(torch.get_default_dtype()).div_(255)
+    if not images.is_floating_point():
+        raise DataError(
+            f"Images have to be uint8, or floats in [0, 1]; got {images.dtype}. Convert them in the data set: levels of 0 to "
+            "255 with images.to(torch.uint8), others by dividing them by their highest level."
+        )
     return images
 
 

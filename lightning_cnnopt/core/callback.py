@@ -74,6 +74,24 @@ def refuse_sharding(trainer: Trainer, owner: str) -> None:
 
 
 def is_logged(trainer: Trainer, batch_idx: int) -> bool:
-    """Return whether the batch ends an interval of ``log_every_n_steps``."""
+    """Return whether Lightning hands to its loggers what is logged at this training batch. For ``on_train_batch_end``.
+
+    That is at every ``log_every_n_steps``-th optimizer step of the whole run, and at every step once the run is to stop;
+    under manual optimization, where a batch may hold several steps, batches are counted.
+    """
     interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return interval > 0 and (batch_idx + 1) % interval == 0
+    if interval == 0:
+        return False
+    if not trainer.lightning_module.automatic_optimization:
+        done = trainer.fit_loop.total_batch_idx + 1
+    elif (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or is_last_batch(trainer):
+        done = trainer.global_step
+    else:
+        return False
+    return done % interval == 0 or trainer.should_stop
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Return whether the training batch that was taken last is the last one of its epoch."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.is_last_batch or progress.current.ready >= trainer.num_training_batches

@@ -148,12 +148,12 @@ def describe_difference(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]
 
 
 def check_data_fits(module: Any, data: Any) -> None:
-    """Raise if a data module states another number of classes or channels than ``module`` has, or normalizes, too.
+    """Raise if a data module states another number of classes or channels than ``module`` has, or if ours normalizes, too.
 
     Raises:
         ConfigurationError: Naming both sides.
     """
-    if getattr(data, "normalize", None) is True:
+    if hasattr(data, "pixel_statistics") and getattr(data, "normalize", None) is True:
         raise ConfigurationError(
             f"{type(data).__name__}(normalize=True) hands out normalized images and {type(module).__name__} "
             "normalizes them again. "

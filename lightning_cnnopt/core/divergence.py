@@ -13,13 +13,16 @@ from typing_extensions import override
 from lightning_cnnopt.core.callback import TechniqueCallback, is_logged
 from lightning_cnnopt.core.errors import DivergenceError
 
+_MOST_BATCHES = 1000
+"""After how many batches the loss is read at the latest: what is kept of each must not grow with an epoch."""
+
 
 class StopOnDivergence(TechniqueCallback):
     """Stops training when the loss becomes NaN or infinite, and keeps such weights out of every checkpoint.
 
-    The losses are kept on the device and read every ``log_every_n_steps`` steps, at the end of each epoch, before each
-    validation and before each checkpoint, so no step waits for the device. The error names the step, its epoch and its
-    learning rate.
+    The losses are kept on the device and read every ``log_every_n_steps`` steps (and 1,000 batches at the latest), at the end
+    of each epoch, before each validation and before each checkpoint, so no step waits for the device. The error names the
+    step, its epoch and its learning rate.
     :class:`~lightning_cnnopt.ImageClassifier` attaches it by itself.
 
     Raises:
@@ -50,7 +53,7 @@ class StopOnDivergence(TechniqueCallback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             self._recent.append((self._here, loss.detach()))
-        if is_logged(trainer, batch_idx):
+        if is_logged(trainer, batch_idx) or (batch_idx + 1) % _MOST_BATCHES == 0:
             self._look(trainer)
 
     @override

@@ -1,16 +1,17 @@
-"""Random streams that have a name, differ between ranks, and are part of a checkpoint."""
+"""Random streams that have a name, differ between ranks, and are part of a checkpoint; and what ranks agree on."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_cnnopt.core.callback import TechniqueCallback
+from lightning_cnnopt.core.callback import TechniqueCallback, is_last_batch
 
 
 class Stream:
@@ -22,7 +23,8 @@ class Stream:
     Args:
         name: What draws from it.
         seed: The run's seed; by default that of torch (what ``seed_everything`` set).
-        per_rank: Whether ranks draw differently. The order of samples has to be the same on every rank, for one.
+        per_rank: Whether ranks draw differently. If not, they draw alike as far as they have the same seed: what must be the
+            same on every rank, as the order of samples must, takes :func:`shared_seed`.
 
     Example:
         >>> a, b = Stream("crop", seed=0), Stream("flip", seed=0)
@@ -77,13 +79,31 @@ class Stream:
             self._generator = generator
 
 
+@runtime_checkable
+class ContinuedLoader(Protocol):
+    """A loader whose state leads from any place of an epoch to the rest of it, or to the epoch after it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position within the epoch, and all that the next epoch depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the batch that would have been next when ``state`` was taken."""
+
+    def end_epoch(self) -> None:
+        """Drop what is left of an epoch that a loaded state is in the middle of: the next iteration is the next epoch."""
+
+
 class ResumeRandomState(TechniqueCallback):
-    """Puts torch's own generators into the checkpoint, of the CPU and of every CUDA device, of every rank.
+    """Brings back on resume what a run draws from that Lightning forgets: torch's generators, and the order of the data.
 
-    ``nn.Dropout`` and plain data loaders draw from them and Lightning does not save them, so without this a resumed run
-    with dropout is another run. :class:`~lightning_cnnopt.ImageClassifier` attaches it by itself.
+    - torch's own generators, of the CPU and of every CUDA device, of every rank. ``nn.Dropout`` and plain data loaders draw
+      from them and Lightning does not save them, so without this a resumed run with dropout is another run.
+    - The state of a training loader such as :class:`~lightning_cnnopt.ResidentLoader`. Lightning saves it always, but gives
+      it back in the middle of an epoch only, so without this the epochs after a checkpoint of an epoch's end come in another
+      order. Loaders of others are left alone, unless they have the method ``end_epoch`` (:class:`ContinuedLoader`).
 
-    The state is set when training starts, after everything that may have drawn in between.
+    :class:`~lightning_cnnopt.ImageClassifier` and our data modules attach it by themselves. The state is set when training
+    starts, after everything that may have drawn in between.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -94,15 +114,42 @@ class ResumeRandomState(TechniqueCallback):
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
+        self._loader_states: list[dict[str, Any]] = []
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restored, self._loader_states = None, []  # of a resume that failed before its training started
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if self._state_is_ours:
+            loop = checkpoint.get("loops", {}).get("fit_loop", {})
+            self._loader_states = loop.get("state_dict", {}).get("combined_loader", [])
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaders = _stateful_loaders(trainer)
+        if len(loaders) == len(self._loader_states):
+            for loader, state in zip(loaders, self._loader_states, strict=True):
+                if isinstance(loader, ContinuedLoader):
+                    loader.load_state_dict(state)
+                    if is_last_batch(trainer):
+                        loader.end_epoch()
+        self._loader_states = []
         if self._restored is not None:
             torch.set_rng_state(self._restored["cpu"].cpu())
             states = self._restored["cuda"]
             if torch.cuda.is_available() and len(states) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all([state.cpu() for state in states])
             self._restored = None
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # where a run was stopped in the middle of an epoch, Lightning goes on with the next one
+        for loader in _stateful_loaders(trainer):
+            if isinstance(loader, ContinuedLoader):
+                loader.end_epoch()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -133,6 +180,27 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def shared_seed() -> int:
+    """Return torch's seed on rank 0, whatever the other ranks were seeded with. Every rank has to call it."""
+    return int(gather(torch.initial_seed())[0])
+
+
+@torch.no_grad()
+def start_equal(module: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0. Every rank has to call it."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            sent = tensor.detach().contiguous()
+            torch.distributed.broadcast(sent, src=0)
+            tensor.copy_(sent)
+
+
+def _stateful_loaders(trainer: Trainer) -> list[Any]:
+    """Return the training loaders of which Lightning saves a state, in its order."""
+    loaders = CombinedLoader(trainer.train_dataloader).flattened
+    return [loader for loader in loaders if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")]
 
 
 def _distributed() -> bool:

@@ -16,8 +16,9 @@ from typing_extensions import override
 
 from lightning_cnnopt.augmentation import Augmentation, Mixing, Transform
 from lightning_cnnopt.core.batch import read_batch, to_float, write_batch
+from lightning_cnnopt.core.callback import callbacks_of
 from lightning_cnnopt.core.errors import DataError, check_range
-from lightning_cnnopt.core.randomness import Stream
+from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, shared_seed
 from lightning_cnnopt.data.resident import ResidentLoader
 
 Task = Literal["multiclass", "binary", "multilabel"]
@@ -49,6 +50,9 @@ class ImageDataModule(LightningDataModule):
 
     Images stay uint8 until they are on the device. There, in training only, they are augmented and mixed, and last of all
     normalized: by the LightningModule, if it does so itself as ``ImageClassifier`` does, or else here.
+
+    It attaches :class:`~lightning_cnnopt.core.ResumeRandomState` to the Trainer, so that a resumed run goes on with the order
+    of samples that it would have had. With ``Trainer(overfit_batches=…)`` the training set is not shuffled.
 
     Args:
         batch_size: Samples of a training batch on each process.
@@ -96,7 +100,7 @@ class ImageDataModule(LightningDataModule):
         self.augmentation = Augmentation(augmentation, mixing, self.num_classes)
         self._sets: dict[str, ImageSet] = {}
         self._loader: ResidentLoader | None = None
-        self._loader_state: dict[str, Any] | None = None
+        self._seed: int | None = None
         self._statistics: tuple[list[float], list[float]] | None = None
 
     @property
@@ -159,6 +163,14 @@ class ImageDataModule(LightningDataModule):
         """Standard deviation of each channel over the training set, for pixels in [0, 1]."""
         return self._measure()[1]
 
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation for the LightningModule to apply; those that are not applied here.
+
+        A data module of your own may have this method, too: ``ImageClassifier`` takes over what it returns. Attributes
+        ``mean`` and ``std`` alone are not taken over, since such a data module may have applied them already.
+        """
+        return self.mean, self.std
+
     @property
     def num_train_samples(self) -> int:
         """How many samples are trained on."""
@@ -199,11 +211,15 @@ class ImageDataModule(LightningDataModule):
             (size, C, H, W). The draw has its own stream and is the same on every rank.
         """
         images = self.train_set.images
-        chosen = torch.randperm(len(images), generator=Stream("sample", per_rank=False).generator)[:size]
+        chosen = torch.randperm(len(images), generator=Stream("sample", self._seed, per_rank=False).generator)[:size]
         return self._normalized(images[chosen]) if self._normalizes() else images[chosen]
 
     @override
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._seed = shared_seed()
+        if self.trainer is not None and not any(isinstance(c, ResumeRandomState) for c in callbacks_of(self.trainer)):
+            callbacks_of(self.trainer).append(ResumeRandomState())
         if stage in ("fit", "validate"):
             self._load_train()
         if stage in ("test", "predict"):
@@ -212,17 +228,22 @@ class ImageDataModule(LightningDataModule):
     @override
     def train_dataloader(self) -> ResidentLoader:
         data = self.train_set
-        loader = ResidentLoader(data.images, data.targets, self.batch_size, shuffle=True, drop_last=self.drop_last)
-        if self.trainer is not None:
-            limit = self.trainer.limit_train_batches
-            loader.batches_per_epoch = int(len(loader) * limit) if isinstance(limit, float) else limit
-            if self._loader is not None and self.trainer.current_epoch > 0:  # reload_dataloaders_every_n_epochs
-                loader.load_state_dict(self._loader.state_dict())
-        if self._loader_state is not None:
-            loader.load_state_dict(self._loader_state)
-            self._loader_state = None
-        self._loader = loader
+        shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
+        loader = ResidentLoader(
+            data.images, data.targets, self.batch_size, shuffle, self.drop_last, seed=self._seed, training=True
+        )
+        if self.trainer is not None and self.trainer.current_epoch > 0:
+            # reload_dataloaders_every_n_epochs, or a Trainer that goes on with a second fit
+            former = self.trainer.train_dataloader
+            former = self._loader if former is None else former
+            if isinstance(former, ResidentLoader):
+                loader.load_state_dict(former.state_dict())
         return loader
+
+    @override
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.trainer is not None:
+            self._loader = self.trainer.train_dataloader
 
     @override
     def val_dataloader(self) -> ResidentLoader | list[Any]:
@@ -250,15 +271,12 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # Lightning keeps the loader's state, too, but gives it back in the middle of an epoch only
-        loader = None if self._loader is None else self._loader.state_dict()
-        return {"augmentation": self.augmentation.state_dict(), "loader": loader}
+        return {"augmentation": self.augmentation.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:  # not for a test with ckpt_path
             self.augmentation.load_state_dict(state_dict["augmentation"])
-            self._loader_state = state_dict.get("loader")
 
     def _load_train(self) -> None:
         if "train" in self._sets:

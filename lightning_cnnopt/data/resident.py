@@ -9,30 +9,41 @@ import torch
 from torch import Tensor
 
 from lightning_cnnopt.core.errors import DataError, check_range
-from lightning_cnnopt.core.randomness import Stream, rank, world_size
+from lightning_cnnopt.core.randomness import Stream, rank, shared_seed, world_size
 
 
 class ResidentLoader:
     """Iterates over images and targets in memory, a batch by one gather; works inside any DataModule or Trainer.
 
-    The order of an epoch is one permutation, drawn from a stream of its own that is the same on every rank. The *global*
-    batch i is the i-th slice of it, whatever the number of ranks, and each rank takes its part: no sample is lost or seen
-    twice, and two ranks of batch B see what one of batch 2B sees. In training, a last slice too small for every rank to
-    take two samples joins the one before it, since batch normalization can't use a batch of one.
+    The order of an epoch is one permutation, drawn from a stream of its own that is the same on every rank, whatever each was
+    seeded with. The *global* batch i is the i-th slice of it, whatever the number of ranks, and each rank takes its part: no
+    sample is seen twice, and two ranks of batch B see what one of batch 2B sees.
 
-    The state holds the position within the epoch, so Lightning resumes in mid-epoch with the very next batch.
+    - In evaluation no sample is left out: parts of the last slice may differ by one sample.
+    - In training all parts of a slice are equally large, since DDP gives the mean gradient of each rank the same weight. Where
+      the ranks do not divide N, the last N mod ranks samples of an epoch's order are left out of that epoch (with two ranks
+      one sample, another one each time). A last slice too small for every rank to take two samples joins the one before it,
+      since batch normalization can't use a batch of one. In both cases an epoch ends with another batch than that of a single
+      process; all batches before are the same.
+
+    The state holds the position within the epoch, so Lightning resumes in mid-epoch with the very next batch. After a
+    checkpoint of an epoch's end the next epoch comes if :class:`~lightning_cnnopt.core.ResumeRandomState` is attached.
+
+    Several processes exchange the seed when the first epoch begins, so all of them have to iterate it, unless ``seed`` is
+    given.
 
     Args:
         images: (N, …), usually uint8 (N, C, H, W).
         targets: (N, …).
         batch_size: Samples of a batch on each rank.
-        shuffle: Whether to draw a new order each epoch. Such a loader is for training.
+        shuffle: Whether to draw a new order each epoch. (``Trainer(overfit_batches=…)`` changes it in our data modules only.)
         drop_last: Whether to leave a last, smaller slice out.
         with_index: Yield ``{"image": …, "index": …}``, for prediction, in place of ``(images, targets)``.
-        seed: Seed of the order; by default the run's.
+        seed: Seed of the order; by default that of the run, on rank 0.
+        training: Whether it feeds training, so that all ranks need equally many samples; by default as ``shuffle``.
 
     Raises:
-        DataError: If there are no samples, or not as many targets as images.
+        DataError: If there are no samples, fewer than ranks to train, or not as many targets as images.
 
     Example:
         >>> loader = ResidentLoader(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10), batch_size=4, shuffle=True)
@@ -49,6 +60,7 @@ class ResidentLoader:
         drop_last: bool = False,
         with_index: bool = False,
         seed: int | None = None,
+        training: bool | None = None,
     ) -> None:
         check_range("ResidentLoader", "batch_size", batch_size, 1)
         if len(images) != len(targets):
@@ -61,12 +73,11 @@ class ResidentLoader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.with_index = with_index
-        self.batches_per_epoch: int | None = None
-        """Where an epoch is cut short (``limit_train_batches``): after how many batches."""
+        self.training = shuffle if training is None else training
         self._stream = Stream("order", seed, per_rank=False)
         self._epoch_start: Tensor | None = None  # the stream's state before this epoch's order was drawn
         self._position = 0
-        self._resume = False
+        self._resumed: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         """Return the number of batches, the same on every rank."""
@@ -75,14 +86,9 @@ class ResidentLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | dict[str, Tensor]]:
         """Yield the batches of the next epoch, or what is left of the one that was resumed."""
         cuts = self._cuts()
-        start = 0
-        if self._resume:
-            self._resume = False
-            if self._position < min(len(cuts), self.batches_per_epoch or len(cuts)):
-                start = self._position
-            else:
-                self._order()  # that epoch was over; drawing its order again takes the stream to the next one
-        order = self._order()
+        resumed, self._resumed = self._resumed, None
+        start = resumed["position"] if resumed is not None and resumed["position"] < len(cuts) else 0
+        order = self._order(None if resumed is None else resumed["order" if start else "next"])
         here, ranks = rank(), world_size()
         flat = self.images.flatten(1)
         self._position = start
@@ -96,30 +102,43 @@ class ResidentLoader:
                 yield images, self.targets.index_select(0, index)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position within the epoch and the state from which its order was drawn."""
-        return {"order": self._epoch_start, "position": self._position}
+        """Return the position within the epoch, the state its order was drawn from, and that of the next one's."""
+        if self._resumed is not None:
+            return dict(self._resumed)
+        following = None if self._epoch_start is None else self._stream.generator.get_state()
+        return {"order": self._epoch_start, "position": self._position, "next": following}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the batch that would have been next."""
-        if state["order"] is not None:
-            self._stream.generator.set_state(state["order"].cpu())
-        self._position = state["position"]
-        self._resume = True
+        self._resumed = dict(state)
 
-    def _order(self) -> Tensor:
+    def end_epoch(self) -> None:
+        """Drop what is left of the epoch that was resumed, so that the next iteration is the next epoch."""
+        if self._resumed is not None:
+            self._resumed["position"] = len(self)
+
+    def _order(self, state: Tensor | None) -> Tensor:
         if not self.shuffle:
             return torch.arange(len(self.images))
+        if self._stream.seed is None:
+            self._stream.seed = shared_seed()
+        if state is not None:
+            self._stream.generator.set_state(state.cpu())
         self._epoch_start = self._stream.generator.get_state()
         return torch.randperm(len(self.images), generator=self._stream.generator)
 
     def _cuts(self) -> list[tuple[int, int]]:
         count, ranks = len(self.images), world_size()
+        if self.training:
+            if count < ranks:
+                raise DataError(f"ResidentLoader: {count} training samples can't be shared out to {ranks} processes.")
+            count -= count % ranks
         size = self.batch_size * ranks
         cuts = [(begin, min(begin + size, count)) for begin in range(0, count, size)]
         last = cuts[-1][1] - cuts[-1][0]
         if self.drop_last and last < size and len(cuts) > 1:
             cuts.pop()
-        elif last < ranks * (2 if self.shuffle else 1) and last < size and len(cuts) > 1:
+        elif last < ranks * (2 if self.training else 1) and last < size and len(cuts) > 1:
             cuts.pop()
             cuts[-1] = (cuts[-1][0], count)
         return cuts

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, TechniqueCallback
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.pretrained import is_pretrained_throughout, mark_pretrained
-from lightning_cnnopt.core.randomness import Stream
+from lightning_cnnopt.core.randomness import Stream, start_equal
 from lightning_cnnopt.core.surgery import network_of
 from lightning_cnnopt.initialization.initializers import Initializer, as_initializer
 
@@ -73,6 +73,7 @@ class InitializeWeights(TechniqueCallback):
             return
         sample = self.sample if self.sample is not None else sample_for(self.initializer, trainer, network)
         touched = initialize(with_counts(self.initializer, trainer), network, sample, self.stream)
+        start_equal(network)
         rank_zero_info(f"{self.initializer!r} initialized {len(touched)} layers.")
 
     @override
@@ -109,7 +110,7 @@ def with_counts(initializer: Initializer, trainer: Trainer) -> Initializer:
 
 
 def initialize(initializer: Initializer, network: nn.Module, sample: Tensor | None, stream: Stream) -> list[str]:
-    """Initialize ``network`` from a stream that is the same on every rank, so that ranks start equal."""
+    """Initialize ``network`` from a stream."""
     if sample is not None:
         reference = next(network.parameters())
         sample = sample.to(reference.device, reference.dtype if sample.is_floating_point() else None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_cnnopt.core import divergence
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import DivergenceError
 from lightning_cnnopt.learning_rate import Cosine, ScheduleLearningRate
@@ -53,6 +54,23 @@ def test_the_error_names_the_first_bad_step_its_epoch_and_its_rate(at, interval,
     with pytest.raises(DivergenceError, match=expected):
         trainer.fit(module, plain_loader())
     assert module.batches <= 6 * (at // 6 + 1)
+
+
+@pytest.mark.parametrize("interval", [0, 1000])
+def test_however_long_an_epoch_is_it_looks_in_time_and_keeps_little(interval, monkeypatch):
+    class Size(StopOnDivergence):
+        most = 0
+
+        def _look(self, trainer):
+            self.most = max(self.most, len(self._recent))
+            super()._look(trainer)
+
+    monkeypatch.setattr(divergence, "_MOST_BATCHES", 8)
+    module, stop = BadLoss(17), Size()
+    with pytest.raises(DivergenceError, match=r"optimizer step 17 \(epoch 0\)"):
+        quiet_trainer(stop, log_every_n_steps=interval).fit(module, plain_loader(100))
+    assert module.batches == 24
+    assert stop.most == 8
 
 
 def test_a_run_that_goes_bad_at_its_very_last_step_is_not_called_a_success():

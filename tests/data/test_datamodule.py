@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnopt.augmentation import HorizontalFlip, MixUp, PaddedCrop
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
@@ -229,6 +232,34 @@ def test_a_run_resumed_within_or_between_epochs_ends_with_the_same_bits(limit, b
     with pytest.raises(Killed):
         run(SaveAtBatch(batches, path))
     assert_same_weights(run(ckpt_path=str(path)), whole)
+
+
+@pytest.mark.parametrize("overfit", [2, 0.25])
+def test_to_overfit_batches_takes_the_same_ones_each_epoch_as_lightning_does_with_plain_loaders(overfit):
+    def seen(source):
+        module = Seeing()
+        trainer = quiet_trainer(max_epochs=3, overfit_batches=overfit, num_sanity_val_steps=0)
+        if isinstance(source, TensorData):
+            trainer.fit(module, source)
+        else:
+            trainer.fit(module, *source)
+        return module.seen
+
+    def plain(part, shuffle):
+        return DataLoader(TensorDataset(part.images, part.targets), batch_size=6, shuffle=shuffle)
+
+    data = colours(batch_size=6, eval_batch_size=6, normalize=False, val_size=24)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = seen(data)
+    assert not [warning for warning in caught if "overfit" in str(warning.message)]
+    theirs = seen((plain(data.train_set, shuffle=True), plain(data.val_set, shuffle=False)))
+    for stage, batches in ours.items():
+        assert len(batches) == len(theirs[stage])
+        for (images, targets), (their_images, their_targets) in zip(batches, theirs[stage], strict=True):
+            assert torch.equal(images, their_images)
+            assert torch.equal(targets, their_targets)
+    assert len(ours["train"]) > 0 < len(ours["val"])
 
 
 def test_loaders_have_the_sizes_asked_for_and_prediction_gives_indices():

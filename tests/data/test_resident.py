@@ -96,29 +96,60 @@ def test_the_global_batch_is_the_same_whatever_the_number_of_ranks(as_rank, rank
     as_rank(0, 1)
     alone = epoch(loader_of(count, 12))
     together = global_batches(as_rank, ranks, count=count, batch_size=12 // ranks)
-    if count % 12 == 0 or count % 12 >= 2 * ranks:
+    used = count - count % ranks
+    alone = [batch[: used - 12 * i] for i, batch in enumerate(alone)]  # what the ranks do not share out is left out
+    if used % 12 == 0 or used % 12 >= 2 * ranks:
         assert together == alone
     else:  # the rest is too small for so many ranks and has joined the batch before it
         assert together == [*alone[:-2], alone[-2] + alone[-1]]
 
 
 @settings(max_examples=150, deadline=None)
-@given(count=st.integers(1, 50), batch_size=st.integers(1, 8), ranks=st.integers(1, 6), shuffle=st.booleans())
-def test_over_all_ranks_no_sample_is_lost_or_doubled_and_all_take_as_many_batches(count, batch_size, ranks, shuffle):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resident, "world_size", lambda: ranks)
-        parts = []
-        for rank in range(ranks):
-            patch.setattr(resident, "rank", lambda rank=rank: rank)
-            loader = loader_of(count, batch_size, shuffle)
-            parts.append(epoch(loader))
-            assert len(parts[-1]) == len(loader)
-    assert len({len(part) for part in parts}) == 1
+@given(count=st.integers(1, 50), batch_size=st.integers(1, 8), ranks=st.integers(1, 6))
+def test_over_all_ranks_an_evaluation_loses_and_doubles_no_sample(count, batch_size, ranks):
+    parts = parts_of(count, batch_size, ranks, shuffle=False)
     assert sorted(sample for part in parts for sample in flat(part)) == list(range(count))
     if count >= ranks:
         assert all(batch for part in parts for batch in part)
     sizes = [[len(part[i]) for part in parts] for i in range(len(parts[0]))]
     assert all(max(row) - min(row) <= 1 for row in sizes)
+
+
+@settings(max_examples=150, deadline=None)
+@given(count=st.integers(1, 50), batch_size=st.integers(1, 8), ranks=st.integers(1, 6), shuffle=st.booleans())
+def test_over_all_ranks_a_training_batch_has_equal_parts_and_at_most_a_rest_is_left_out(count, batch_size, ranks, shuffle):
+    if count < ranks:
+        with pytest.raises(DataError, match=f"{count} training samples can't be shared out to {ranks} processes"):
+            parts_of(count, batch_size, ranks, shuffle=shuffle, training=True)
+        return
+    parts = parts_of(count, batch_size, ranks, shuffle=shuffle, training=True)
+    seen = [sample for part in parts for sample in flat(part)]
+    assert len(set(seen)) == len(seen) == count - count % ranks
+    assert all(len({len(part[i]) for part in parts}) == 1 for i in range(len(parts[0])))
+
+
+def parts_of(count, batch_size, ranks, **arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resident, "world_size", lambda: ranks)
+        parts = []
+        for rank in range(ranks):
+            patch.setattr(resident, "rank", lambda rank=rank: rank)
+            loader = loader_of(count, batch_size, **arguments)
+            parts.append(epoch(loader))
+            assert len(parts[-1]) == len(loader)
+    assert len({len(part) for part in parts}) == 1
+    return parts
+
+
+def test_the_rest_that_two_ranks_can_not_share_is_another_one_each_epoch(as_rank):
+    loaders = []
+    for rank in range(2):
+        as_rank(rank, 2)
+        loader = loader_of(15)
+        loaders.append([set(flat(epoch(loader))) for _ in range(20)])
+    left_out = [set(range(15)) - first - second for first, second in zip(*loaders, strict=True)]
+    assert all(len(rest) == 1 for rest in left_out)
+    assert len(set.union(*left_out)) > 5
 
 
 @settings(max_examples=100, deadline=None)
@@ -176,21 +207,37 @@ def test_resumed_between_epochs_the_next_one_comes(epochs):
     assert [epoch(other), epoch(other)] == expected
 
 
-def test_an_epoch_that_is_cut_short_is_over_where_it_is_cut():
-    def cut_epoch(loader):
-        return [targets.tolist() for (_, targets), _ in zip(loader, range(3), strict=False)]
-
-    loader = loader_of(40)
-    loader.batches_per_epoch = 3
+@pytest.mark.parametrize("taken", [0, 1, 3, 5, 6])
+def test_an_epoch_that_is_ended_is_followed_by_the_next_whatever_was_left_of_it(taken):
+    loader = loader_of(22)
     batches = iter(loader)
-    for _ in range(3):
-        next(batches)
+    for _ in range(taken):
+        next(batches, None)
     state = loader.state_dict()
-    expected = cut_epoch(loader)
-    other = loader_of(40)
-    other.batches_per_epoch = 3
+    expected = [epoch(loader), epoch(loader)]  # an iteration that is given up is not gone on with
+    other = loader_of(22, seed=9 if taken else 0)
     other.load_state_dict(state)
-    assert cut_epoch(other) == expected
+    other.end_epoch()
+    assert [epoch(other), epoch(other)] == expected
+
+
+def test_to_end_an_epoch_changes_nothing_where_none_was_resumed():
+    loader, other = loader_of(22), loader_of(22)
+    for _ in range(2):
+        other.end_epoch()
+        assert epoch(other) == epoch(loader)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_state_of_a_resumed_loader_is_the_one_it_was_given_until_it_goes_on(ended):
+    loader = loader_of(22)
+    next(iter(loader))
+    other, third = loader_of(22, seed=9), loader_of(22, seed=8)
+    other.load_state_dict(loader.state_dict())
+    if ended:
+        other.end_epoch()
+    third.load_state_dict(other.state_dict())
+    assert [epoch(third), epoch(third)] == [epoch(other), epoch(other)]
 
 
 def test_the_state_holds_builtins_and_tensors_only(tmp_path):
