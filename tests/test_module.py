@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from sklearn import metrics as sk
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -143,6 +145,47 @@ def test_the_training_loss_logged_is_the_mean_over_the_samples_of_the_epoch():
     assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(float(expected), rel=1e-4)
     accuracy = (logits.argmax(1) == data.train_set.targets).float().mean()
     assert float(trainer.callback_metrics["train_acc"]) == pytest.approx(float(accuracy))
+
+
+def test_training_is_logged_at_every_nth_step_of_the_run_as_the_mean_of_the_epoch_so_far(tmp_path):
+    class Seen(Callback):
+        losses = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.losses.append((batch_idx, float(outputs["loss"])))
+
+    data, logger, seen = data_of(val_size=0, batch_size=10), CSVLogger(tmp_path), Seen()
+    quiet_trainer(seen, logger=logger, max_epochs=3, log_every_n_steps=8).fit(classifier(data, Linear), data)
+    with open(f"{logger.log_dir}/metrics.csv", newline="") as stream:
+        logged = [(int(row["step"]), float(row["train_loss"])) for row in csv.DictReader(stream) if row["train_loss"]]
+    expected = []
+    for step in (5, 7, 11, 15, 17):  # epochs end at 5, 11, 17; the 8th and the 16th step lie within one
+        epoch = [loss for _, loss in seen.losses[: step + 1][-seen.losses[step][0] - 1 :]]
+        expected.append((step, pytest.approx(sum(epoch) / len(epoch), rel=1e-4)))
+    assert logged == expected
+
+
+@pytest.mark.parametrize("batches", [5, 6, 7, 12])
+def test_each_epoch_after_a_resume_logs_its_own_training_loss(batches, tmp_path):
+    class AtEnd(Callback):
+        def on_train_end(self, trainer, pl_module):
+            self.loss = float(trainer.callback_metrics["train_loss"])
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                self.former = float(trainer.callback_metrics["train_loss"])
+
+    def run(*callbacks, ckpt_path=None):
+        torch.manual_seed(1)
+        data, losses = data_of(val_size=0, batch_size=10), AtEnd()
+        quiet_trainer(losses, *callbacks, max_epochs=3).fit(classifier(data, Linear), data, ckpt_path=ckpt_path)
+        return losses
+
+    with pytest.raises(Killed):
+        run(SaveAtBatch(batches, tmp_path / "cut.ckpt"))
+    whole, resumed = run(), run(ckpt_path=str(tmp_path / "cut.ckpt"))
+    assert resumed.loss == whole.loss
+    assert batches == 12 or resumed.former == whole.former
 
 
 def test_metrics_of_ones_own_are_logged_beside_the_default_ones():

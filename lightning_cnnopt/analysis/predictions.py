@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,8 +23,13 @@ from lightning_cnnopt.core.randomness import gather
 class WritePredictions(TechniqueCallback, BasePredictionWriter):
     """Writes ``predictions.csv``: for each image its index or file, the predicted class and its probability.
 
-    Under DDP the parts of all ranks are put in order and written once. Of labels that are not exclusive, every one whose
-    probability is above a half is written, separated by ``;``, with their probabilities likewise.
+    The index of an image is the one that ``predict_step`` returns as ``index``, or else its place in the data set, which
+    Lightning knows for a plain ``DataLoader``. Under DDP the parts of all ranks are put in order; an image that a sampler gave
+    to two ranks, to fill up, is written once. Where no index is known, rows are numbered as they come, rank by rank; with
+    several ranks a warning says so.
+
+    Of labels that are not exclusive, every one whose probability is above a half is written, separated by ``;``, with their
+    probabilities likewise.
 
     Args:
         path: File to write; by default ``predictions.csv`` in the Trainer's ``log_dir``.
@@ -41,20 +47,13 @@ class WritePredictions(TechniqueCallback, BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
-        parts = [part for part in predictions if part]
-        probabilities = torch.cat([part["probabilities"].float().cpu() for part in parts]) if parts else torch.zeros(0, 1)
-        index = (
-            torch.cat([part["index"].cpu() for part in parts])
-            if parts and "index" in parts[0]
-            else torch.arange(len(probabilities))
-        )
-        every = gather((index, probabilities))
+        rows = [part["probabilities"].float().cpu() for part in predictions if part]
+        every = gather((_index(predictions, batch_indices), torch.cat(rows) if rows else torch.zeros(0, 1)))
         path = Path(self.path or os.path.join(trainer.log_dir or trainer.default_root_dir, "predictions.csv"))
         if trainer.is_global_zero:
-            index, probabilities = torch.cat([i for i, _ in every]), torch.cat([p for _, p in every])
-            order = index.argsort()
+            index, probabilities = _merge(every)
             files = getattr(getattr(trainer, "datamodule", None), "files", None)
-            self._write(path, index[order], probabilities[order], pl_module, files)
+            self._write(path, index, probabilities, pl_module, files)
             rank_zero_info(f"Predictions of {len(index)} images: {path}")
 
     def _write(
@@ -70,6 +69,36 @@ class WritePredictions(TechniqueCallback, BasePredictionWriter):
             for position, row in zip(index.tolist(), probabilities, strict=True):
                 writer.writerow([files[position] if files else position, *_answer(row, task, names)])
         os.replace(temporary, path)
+
+
+def _index(predictions: Sequence[Any], batch_indices: Sequence[Any]) -> Tensor | None:
+    """Return the numbers of the images of this rank's predictions, ``None`` where they are not known."""
+    told = [part["index"].cpu() for part in predictions if part and "index" in part]
+    if told:
+        return torch.cat(told)
+    batches = batch_indices[0] if batch_indices else []
+    if len(batches) != len(predictions):
+        return None
+    return torch.tensor([i for part, batch in zip(predictions, batches, strict=True) if part for i in batch], dtype=torch.long)
+
+
+def _merge(every: list[tuple[Tensor | None, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return numbers and probabilities of all ranks, in order; what a sampler gave to two ranks comes once."""
+    probabilities = torch.cat([rows for _, rows in every if len(rows)] or [torch.zeros(0, 1)])
+    known = [index for index, rows in every if index is not None and len(index) == len(rows)]
+    if len(known) < len(every):
+        if len(every) > 1:
+            rank_zero_warn(
+                "WritePredictions: which image a prediction belongs to is not known, so rows are numbered as they come, rank "
+                "by rank. Return the number of each image as 'index' from predict_step."
+            )
+        return torch.arange(len(probabilities)), probabilities
+    index = torch.cat(known)
+    if len(every) == 1:
+        order = index.argsort(stable=True)
+    else:
+        order = torch.from_numpy(np.unique(index.numpy(), return_index=True)[1])
+    return index[order], probabilities[order]
 
 
 def _answer(row: Tensor, task: str, names: Sequence[str]) -> tuple[str, str]:

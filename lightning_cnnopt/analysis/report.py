@@ -20,6 +20,7 @@ from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of, is_logged
 from lightning_cnnopt.core.rates import FactorLR
 from lightning_cnnopt.core.surgery import applied_edits
+from lightning_cnnopt.data import ImageDataModule
 
 
 class RunReport(TechniqueCallback):
@@ -166,8 +167,8 @@ class RunReport(TechniqueCallback):
             save_figure(figure, self._folder / f"confusion_{split}.png")
 
     def _draw_augmentation(self, trainer: Trainer, augmentation: Augmentation, directory: Path) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "train_set"):
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule):
             return
         chosen = data.train_set[: self.images]
         names = list(data.class_names)
@@ -199,13 +200,13 @@ def resolved_values(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
             "image_size",
             "class_names",
             "task",
-            "mean",
-            "std",
             "num_train_samples",
         ):
             if hasattr(data, name):
                 value = getattr(data, name)
                 values["data"][name] = list(value) if isinstance(value, tuple) else value
+        if hasattr(data, "pixel_statistics"):
+            values["data"]["mean"], values["data"]["std"] = data.pixel_statistics()
         if callable(getattr(data, "class_counts", None)):
             values["data"]["class_counts"] = data.class_counts()
     network = getattr(pl_module, "network", pl_module)

@@ -7,12 +7,13 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation.mixing import Mixing
 from lightning_cnnopt.augmentation.pipeline import Augmentation
 from lightning_cnnopt.augmentation.transforms import Transform
-from lightning_cnnopt.core.callback import TechniqueCallback
+from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
 
 
@@ -23,13 +24,18 @@ class AugmentBatches(TechniqueCallback):
     one, or of the LightningModule. Validation, test and prediction see the data as it is. With our own data modules, set their
     arguments ``augmentation`` and ``mixing`` instead: there it runs on uint8, before normalization.
 
+    Where transforms are given in several places (the data module, several of these callbacks), all are applied: the data
+    module's first, then the callbacks' in their order. One that is the same in two of them is applied twice, and a warning
+    says so. Mixing is refused in more than one place.
+
     Args:
         transforms: Applied in their order.
         mixing: Applied last; targets become probabilities.
         num_classes: For mixing; by default that of the data module or of the LightningModule.
 
     Raises:
-        ConfigurationError: If mixing is wanted and the number of classes is nowhere to be found.
+        ConfigurationError: If mixing is wanted and the number of classes is nowhere to be found, or images are mixed elsewhere,
+            too.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -61,6 +67,7 @@ class AugmentBatches(TechniqueCallback):
             raise ConfigurationError(
                 f"AugmentBatches: {self.mixing!r} needs num_classes=, which neither the data nor the module has."
             )
+        self._check_others(trainer)
         self._augmentation = Augmentation(self.transforms, self.mixing, num_classes)
         owner: LightningModule | LightningDataModule = pl_module
         if datamodule is not None and is_overridden("on_after_batch_transfer", datamodule):
@@ -88,6 +95,25 @@ class AugmentBatches(TechniqueCallback):
     @override
     def resume(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
+
+    def _check_others(self, trainer: Trainer) -> None:
+        datamodule = getattr(trainer, "datamodule", None)
+        inside = getattr(datamodule, "augmentation", None)
+        others: list[tuple[str, Augmentation | AugmentBatches]] = []
+        if isinstance(inside, Augmentation):
+            others.append((type(datamodule).__name__, inside))
+        callbacks = [callback for callback in callbacks_of(trainer) if isinstance(callback, AugmentBatches)]
+        others += [("another AugmentBatches", callback) for callback in callbacks[: callbacks.index(self)]]
+        for name, other in others:
+            if self.mixing is not None and other.mixing is not None:
+                raise ConfigurationError(
+                    f"{name} has mixing={other.mixing!r} and AugmentBatches has mixing={self.mixing!r}, so images would be "
+                    "mixed twice; keep one."
+                )
+            theirs = {repr(transform) for transform in other.transforms}
+            twice = sorted(theirs.intersection(map(repr, self.transforms)))
+            if twice:
+                rank_zero_warn(f"{', '.join(twice)} is in {name} and in AugmentBatches: images go through both.")
 
     def _wrap(self, trainer: Trainer, owner: Any, augmentation: Augmentation) -> None:
         hook: Callable[[Any, int], Any] = owner.on_after_batch_transfer

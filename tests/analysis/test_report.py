@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
@@ -137,6 +138,25 @@ def test_a_foreign_module_gets_a_report_too(tmp_path):
     quiet_trainer(RunReport(str(tmp_path)), max_epochs=2, log_every_n_steps=1).fit(Foreign(), plain_loader(), plain_loader())
     assert is_a_picture(tmp_path / "curves.png")
     assert "data" not in yaml.safe_load((tmp_path / "resolved.yaml").read_text())
+
+
+def test_foreign_data_is_reported_by_what_is_known_of_it(tmp_path):
+    class Data(LightningDataModule):
+        num_classes, mean, std = 3, torch.tensor([0.5]), torch.tensor([0.5])
+        train_set = plain_loader().dataset  # of a type that ours does not have
+
+        def train_dataloader(self):
+            return plain_loader()
+
+    quiet_trainer(RunReport(str(tmp_path)), AugmentBatches(PaddedCrop(1))).fit(Foreign(), datamodule=Data())
+    assert yaml.safe_load((tmp_path / "resolved.yaml").read_text())["data"] == {"class": "Data", "num_classes": 3}
+    assert not (tmp_path / "augmentation.png").exists()
+
+
+def test_rates_are_noted_at_the_steps_at_which_lightning_logs(tmp_path):
+    noted = RunReport(str(tmp_path))
+    quiet_trainer(noted, max_epochs=4, log_every_n_steps=9).fit(Foreign(), plain_loader())
+    assert [step for step, _ in noted.history["lr"]] == [9, 18]
 
 
 def test_curves_go_on_after_a_resume(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from lightning_cnnopt.augmentation import AugmentBatches, MixUp, PaddedCrop, Transform
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.data import TensorData
 from tests.lightning_tools import (
     Foreign,
     Killed,
@@ -143,6 +145,37 @@ def test_two_of_them_apply_one_after_the_other_and_both_are_unwrapped():
     quiet_trainer(AugmentBatches(Brighten()), AugmentBatches([Brighten(), Brighten()])).fit(module, plain_loader())
     assert offsets(module.seen["train"]) == {30}
     assert "on_after_batch_transfer" not in module.__dict__
+
+
+def test_mixing_in_two_places_is_refused_before_training_and_names_both():
+    images, targets = samples(12)
+    data = TensorData(train_images=images, train_targets=targets, val_size=0, mixing=MixUp(0.2), batch_size=4)
+    module = Watching()
+    with pytest.raises(ConfigurationError, match=r"TensorData has mixing=MixUp\(.*0.2.*AugmentBatches has mixing=MixUp\(.*0.4"):
+        quiet_trainer(AugmentBatches(mixing=MixUp(0.4))).fit(module, data)
+    two = [AugmentBatches(mixing=MixUp(alpha), num_classes=3) for alpha in (0.2, 0.4)]
+    with pytest.raises(ConfigurationError, match=r"another AugmentBatches has mixing=MixUp\(.*0.2.* has mixing=MixUp\(.*0.4"):
+        quiet_trainer(*two).fit(module, plain_loader())
+    assert module.seen["train"] == []
+    for owner in (module, data):
+        assert "on_after_batch_transfer" not in owner.__dict__
+
+
+@pytest.mark.parametrize("other", [[], [PaddedCrop(2)], [PaddedCrop(1)]], ids=["none", "another", "the same"])
+@pytest.mark.parametrize("mixing", [None, MixUp()])
+def test_transforms_in_two_places_are_both_applied_and_the_same_one_is_said(other, mixing):
+    images, targets = samples(12)
+    data = TensorData(
+        train_images=images, train_targets=targets, val_size=0, augmentation=other, mixing=mixing, batch_size=4, normalize=False
+    )
+    module = Watching()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_trainer(AugmentBatches([PaddedCrop(1), Brighten()])).fit(module, data)
+    said = [str(warning.message) for warning in caught if "images go through both" in str(warning.message)]
+    assert len(said) == (other == [PaddedCrop(1)])
+    assert all("PaddedCrop(padding=1" in message and "TensorData" in message for message in said)
+    assert offsets(module.seen["train"]) == {10}
 
 
 def test_mixing_hands_probabilities_to_a_criterion_that_stays_the_same_object():

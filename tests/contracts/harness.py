@@ -97,8 +97,7 @@ def make_data(**arguments):
         train_targets=targets,
         test_images=images[:10],
         test_targets=targets[:10],
-        val_size=8,
-        **{"batch_size": BATCH, **arguments},
+        **{"val_size": 8, "batch_size": BATCH, **arguments},
     )
 
 

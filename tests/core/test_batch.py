@@ -61,6 +61,13 @@ def test_uint8_becomes_the_unit_interval_and_floats_stay():
     assert to_float(IMAGES) is IMAGES
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.bool, torch.uint16])
+def test_images_of_other_integers_are_refused_with_what_to_do(dtype):
+    images = torch.zeros(1, 1, 2, 2).to(dtype)
+    with pytest.raises(DataError, match=rf"uint8, or floats in \[0, 1\]; got {dtype}.*images.to\(torch.uint8\)"):
+        to_float(images)
+
+
 def test_uint8_images_are_not_written_to():
     levels = torch.arange(256, dtype=torch.uint8)
     to_float(levels)
