@@ -25,7 +25,7 @@ from torchmetrics.classification import (
 from typing_extensions import override
 
 from lightning_cnnopt.activation import SwapActivation
-from lightning_cnnopt.architecture import ConvNet, NetworkFactory, Preprocessing
+from lightning_cnnopt.architecture import ConvNet, NetworkFactory, Preprocessing, PublishedNetwork
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, callbacks_of, is_last_batch, is_logged, refuse_sharding
@@ -82,7 +82,7 @@ class ImageClassifier(Replayable):
         in_channels: Channels of an image.
         image_size: Height and width.
         task: ``"multiclass"`` (one label each), ``"binary"`` or ``"multilabel"``.
-        class_names: Names of the classes.
+        class_names: Names of the classes; by default those of published weights whose head the network kept.
         criterion: Makes the loss; by default ``CrossEntropyLoss``, or ``BCEWithLogitsLoss`` for the other tasks.
         optimizer: Makes the optimizer from parameter groups. Its weight decay spares biases and norms.
         schedule: Of the learning rate; none by default.
@@ -93,8 +93,9 @@ class ImageClassifier(Replayable):
         penalties: What the loss is charged for. One alone need not be in a list.
         edits: Further edits of the network, in their order. One alone need not be in a list.
         metrics: Metrics beside the default ones, by the name under which they are logged.
-        mean: Mean of each channel for pixels in [0, 1]. By default that of our data modules, whose ``pixel_statistics()`` hand
-            it over; with any other data nothing is normalized but what is given here, and uint8 is divided by 255.
+        mean: Mean of each channel for pixels in [0, 1]. By default what published weights were trained with, or else that of our
+            data modules, whose ``pixel_statistics()`` hand it over; with any other data nothing is normalized but what is given
+            here, and uint8 is divided by 255.
         std: Standard deviation of each channel, likewise.
 
     Logs:
@@ -159,6 +160,11 @@ class ImageClassifier(Replayable):
             check_range(type(self.criterion).__name__, "label_smoothing", self.criterion.label_smoothing, 0, 1)  # type: ignore[arg-type]
         self.preprocessing = Preprocessing(in_channels, mean, std)
         self.network = self.configure_network()
+        if isinstance(self.network, PublishedNetwork):
+            self.class_names = self.class_names or self.network.class_names
+            if mean is None and self.network.weights_record is not None:
+                mean, std = self.network.weights_record.statistics(in_channels)
+                self.preprocessing.set(mean, std)
         self.configure_normalization(self.network)
         self.configure_activation(self.network)
         for edit in listed(edits):

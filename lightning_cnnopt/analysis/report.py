@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
 from lightning_cnnopt.analysis.plots import plot_confusion, plot_curves, plot_images, save_figure
+from lightning_cnnopt.architecture import WeightsRecord
 from lightning_cnnopt.augmentation import Augmentation, AugmentBatches
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of, is_logged
@@ -216,6 +217,9 @@ def resolved_values(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
         "trainable": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
         "edits": [repr(edit) for edit in applied_edits(network)],
     }
+    record = getattr(network, "weights_record", None)
+    if isinstance(record, WeightsRecord):
+        values["network"]["weights"] = record.to_dict()
     batch_size = getattr(trainer.train_dataloader, "batch_size", None)
     values["training"] = {
         "steps": trainer.estimated_stepping_batches,

@@ -2,7 +2,7 @@
 
 from lightning_cnnopt.architecture.blur import add_blur
 from lightning_cnnopt.architecture.callback import EditNetwork
-from lightning_cnnopt.architecture.edits import BlurPool, CheckpointActivations, Freeze, SqueezeExcite
+from lightning_cnnopt.architecture.edits import BlurPool, CheckpointActivations, Freeze, SmallImageStem, SqueezeExcite
 from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import (
     CompoundScaling,
@@ -15,8 +15,9 @@ from lightning_cnnopt.architecture.functional import (
 from lightning_cnnopt.architecture.layers import BinomialBlur2d, GeneralizedMeanPool2d
 from lightning_cnnopt.architecture.networks import ConvNet, NetworkFactory, SmallResNet, SpeedNet
 from lightning_cnnopt.architecture.preprocessing import Preprocessing
-from lightning_cnnopt.architecture.pretrained import TimmNetwork, TorchvisionNetwork, WeightsRecord
+from lightning_cnnopt.architecture.pretrained import PublishedNetwork, TimmNetwork, TorchvisionNetwork, WeightsRecord
 from lightning_cnnopt.architecture.recomputation import checkpoint_activations
+from lightning_cnnopt.architecture.stem import fit_stem_to_small_images
 
 __all__ = [
     "BinomialBlur2d",
@@ -29,6 +30,8 @@ __all__ = [
     "GeneralizedMeanPool2d",
     "NetworkFactory",
     "Preprocessing",
+    "PublishedNetwork",
+    "SmallImageStem",
     "SmallResNet",
     "SpeedNet",
     "SqueezeExcite",
@@ -40,6 +43,7 @@ __all__ = [
     "add_squeeze_excite",
     "checkpoint_activations",
     "compound_scaling",
+    "fit_stem_to_small_images",
     "freeze",
     "generalized_mean_pool",
     "round_channels",

@@ -10,6 +10,7 @@ from lightning_cnnopt.architecture.blur import add_blur
 from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import add_squeeze_excite, binomial_filter
 from lightning_cnnopt.architecture.recomputation import checkpoint_activations
+from lightning_cnnopt.architecture.stem import fit_stem_to_small_images
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.core.surgery import Edit
@@ -124,6 +125,31 @@ class Freeze(Edit):
     def apply(self, network: nn.Module) -> int:
         """Freeze the parts and return how many layers there are."""
         return freeze(network, self.modules, self.but, self.statistics)
+
+
+class SmallImageStem(Edit):
+    """Lets the first convolution keep the image's size, without the pooling behind it; see :func:`fit_stem_to_small_images`.
+
+    Args:
+        kernel_size: Odd side of the new kernels.
+
+    Example:
+        >>> import torchvision
+        >>> SmallImageStem()(torchvision.models.resnet18())
+        2
+    """
+
+    looks_for = "first convolution with a stride"
+
+    def __init__(self, kernel_size: int = 3) -> None:
+        check_range("SmallImageStem", "kernel_size", kernel_size, 1)
+        if kernel_size % 2 == 0:
+            raise ConfigurationError(f"SmallImageStem: kernel_size={kernel_size} is even; give an odd one.")
+        self.kernel_size = kernel_size
+
+    def apply(self, network: nn.Module) -> int:
+        """Change the layers and return how many there are."""
+        return fit_stem_to_small_images(network, self.kernel_size)
 
 
 def _check_patterns(owner: str, modules: Sequence[str] | None, but: Sequence[str] = ()) -> None:

@@ -24,7 +24,6 @@ from lightning_cnnopt.initialization import Kaiming, XavierUniform
 from tests.lightning_tools import quiet_trainer
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 @pytest.fixture(scope="module")

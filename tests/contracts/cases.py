@@ -12,7 +12,7 @@ from torch import nn
 from lightning_cnnopt import callbacks as all_callbacks
 from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.analysis import RunReport, WritePredictions
-from lightning_cnnopt.architecture import BlurPool, CheckpointActivations, EditNetwork, Freeze, SqueezeExcite
+from lightning_cnnopt.architecture import BlurPool, CheckpointActivations, EditNetwork, Freeze, SmallImageStem, SqueezeExcite
 from lightning_cnnopt.augmentation import (
     AugmentBatches,
     HorizontalFlip,
@@ -90,6 +90,7 @@ from lightning_cnnopt.regularization import (
 
 CASES = {
     "SqueezeExcite": partial(SqueezeExcite, reduction=4),
+    "SmallImageStem": SmallImageStem,
     "BlurPool": BlurPool,
     "CheckpointActivations": CheckpointActivations,
     "Freeze": partial(Freeze, ["*conv1", "*bn1"]),

@@ -46,11 +46,11 @@ class Block(nn.Module):
 
 
 class TinyResNet(nn.Module):
-    """Has what edits look for: residual branches, norms, activations, 16 channels, pooling; dropout, which draws globally."""
+    """Has what edits look for: a stem, residual branches, norms, activations, 16 channels; dropout, which draws globally."""
 
     def __init__(self, num_classes, in_channels=1):
         super().__init__()
-        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.stem = nn.Conv2d(in_channels, 16, 3, stride=2, padding=5)  # leaves 8x8 as they are
         self.norm = nn.BatchNorm2d(16)
         self.act = nn.ReLU()
         self.blocks = nn.Sequential(Block(16), Block(16))
