@@ -122,6 +122,9 @@ def test_every_callback_has_a_short_name(capsys, callback):
     needs = {
         "PenalizeWeights": ["--trainer.callbacks.penalties=L1"],
         "ConstrainWeights": ["--trainer.callbacks.constraints=MaxNorm"],
+        "ScheduleDropout": ["--trainer.callbacks.schedule=Cosine"],
+        "ScheduleMomentum": ["--trainer.callbacks.schedule=CounterCycle"],
+        "ScheduleWeightDecay": ["--trainer.callbacks.schedule=Cosine"],
     }
     config = printed_config(capsys, "-c", QUICKSTART, f"--trainer.callbacks+={callback}", *needs.get(callback, []))
     assert config["trainer"]["callbacks"][-1]["class_path"].endswith(f".{callback}")

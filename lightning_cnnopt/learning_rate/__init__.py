@@ -1,7 +1,7 @@
-"""The schedules of the learning rate, and the callback that applies them."""
+"""The schedules of the learning rate, and the callbacks that apply them."""
 
 from lightning_cnnopt.core.schedule import Schedule, TrainingLength
-from lightning_cnnopt.learning_rate.callback import ScheduleLearningRate
+from lightning_cnnopt.learning_rate.callback import ScheduleLearningRate, ScheduleMomentum, ScheduleWeightDecay
 from lightning_cnnopt.learning_rate.functional import (
     cosine,
     cosine_restarts,
@@ -47,6 +47,8 @@ __all__ = [
     "Polynomial",
     "Schedule",
     "ScheduleLearningRate",
+    "ScheduleMomentum",
+    "ScheduleWeightDecay",
     "Sequence",
     "Step",
     "TrainingLength",

@@ -1,20 +1,21 @@
-"""The schedule of the learning rate on any LightningModule."""
+"""Schedules of the learning rate, of momentum and of weight decay, on any LightningModule."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.core.rates import RateCallback
-from lightning_cnnopt.core.schedule import Schedule, TrainingLength, progress_of, steps_done
+from lightning_cnnopt.core.schedule import TrainingLength
+from lightning_cnnopt.core.values import Driven, ScheduleCallback, ScheduleValue
 
 
-class ScheduleLearningRate(RateCallback):
+class ScheduleLearningRate(ScheduleCallback, RateCallback):
     """Applies a schedule to the learning rate of any LightningModule, every optimizer step.
 
     Every group of every optimizer is multiplied, so the ratios between groups stay. Lightning steps the scheduler, saves
@@ -39,52 +40,100 @@ class ScheduleLearningRate(RateCallback):
 
     single = True
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-        self._bound: Schedule | None = None
-        self._restored: dict[str, Any] | None = None
-
     @override
     def make_factor(self, trainer: Trainer, length: TrainingLength) -> Callable[[float], float]:
         """Return the schedule, its durations turned into fractions of this training."""
-        if self.schedule.reacts and (reason := _never_validates(trainer)) is not None:
-            raise ConfigurationError(
-                f"{self.schedule!r} reacts to validations, and this run has none ({reason}), so it would never act. Validate "
-                "(val_size, limit_val_batches, check_val_every_n_epoch), or take a function of progress, such as Cosine."
-            )
-        self._length = length
-        self._bound = self.schedule.bind(length)
-        if self._restored is not None:
-            self._bound.load_state_dict(self._restored)
-            self._restored = None
-        return self._bound.factor
+        return self.bind(trainer, length).factor
 
     @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or self._bound is None or trainer.state.fn != TrainerFn.FITTING:
-            return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self._bound.observe(metrics, progress_of(trainer, self._length, steps_done(trainer)))
+    def refresh(self, trainer: Trainer) -> None:
+        """Write the rates of this step again."""
         for scheduler in self.schedulers:
             scheduler.refresh()
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return (self._bound or self.schedule).state_dict()
+
+class ScheduleMomentum(ScheduleValue):
+    """Applies a schedule to the momentum of SGD and its kin, or to beta1 of Adam and its kin, every optimizer step.
+
+    Written to every group of every optimizer. The value that a group had before the first step is kept in the group as
+    ``initial_momentum``, as torch keeps ``initial_lr``, and so is in the checkpoint.
+
+    Args:
+        schedule: Such as :class:`~lightning_cnnopt.learning_rate.CounterCycle`; the factor 1 is the optimizer's own momentum.
+        start: Momentum at the factor 1, in place of the optimizer's own; given together with ``end``.
+        end: Momentum at the factor 0.
+
+    Raises:
+        ConfigurationError: If a momentum would not be in [0, 1), or training has no length.
+
+    Reference:
+        Smith, "A Disciplined Approach to Neural Network Hyper-Parameters", 2018.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cnnopt.learning_rate import CounterCycle
+        >>> trainer = Trainer(callbacks=[ScheduleMomentum(CounterCycle())], logger=False, enable_checkpointing=False)
+    """
+
+    single = True
+    quantity = "momentum"
+    highest = 1.0
 
     @override
-    def resume(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict
+    def places(self, trainer: Trainer, pl_module: LightningModule) -> list[Driven]:
+        """Return the momentum, or beta1, of every group that has one."""
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        found = []
+        for group in groups:
+            if "momentum" in group or "betas" in group:
+                own = group["momentum"] if "momentum" in group else group["betas"][0]
+                base = group.setdefault("initial_momentum", float(own))
+                found.append(Driven(base, functools.partial(_write_momentum, group)))
+        return found
 
 
-def _never_validates(trainer: Trainer) -> str | None:
-    epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
-    if trainer.limit_val_batches == 0:
-        return "limit_val_batches=0"
-    if not trainer.enable_validation:
-        return "no validation data, or no validation_step"
-    if trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0:
-        return "its validation data has no samples"
-    if every is not None and epochs is not None and 0 <= epochs < every:
-        return f"check_val_every_n_epoch={every}, max_epochs={epochs}"
-    return None
+class ScheduleWeightDecay(ScheduleValue):
+    """Applies a schedule to the optimizer's weight decay, every optimizer step.
+
+    Written to every group of every optimizer that has a decay; groups without any, such as biases and norms, stay without.
+    A group's own decay is kept in the group as ``initial_weight_decay`` and so is in the checkpoint.
+
+    Args:
+        schedule: The schedule; the factor 1 is the optimizer's own weight decay.
+        start: Weight decay at the factor 1, in place of the optimizer's own; given together with ``end``.
+        end: Weight decay at the factor 0. From 0.04 to 0.4, for one, in DINO (Caron et al., 2021).
+
+    Raises:
+        ConfigurationError: If a weight decay would be negative, or training has no length.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_cnnopt.learning_rate import Cosine
+        >>> callback = ScheduleWeightDecay(Cosine(), start=0.04, end=0.4)
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+    """
+
+    single = True
+    quantity = "weight decay"
+
+    @override
+    def places(self, trainer: Trainer, pl_module: LightningModule) -> list[Driven]:
+        """Return the weight decay of every group that has one."""
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups if "weight_decay" in group]
+        bases = [group.setdefault("initial_weight_decay", group["weight_decay"]) for group in groups]
+        return [
+            Driven(base, functools.partial(group.__setitem__, "weight_decay"))
+            for group, base in zip(groups, bases, strict=True)
+            if base
+        ]
+
+
+def _write_momentum(group: dict[str, Any], value: float) -> None:
+    if "momentum" in group:
+        group["momentum"] = value
+        return
+    beta1, *others = group["betas"]
+    if isinstance(beta1, Tensor):  # a captured step reads it where it stands
+        beta1.fill_(value)
+    else:
+        group["betas"] = (value, *others)

@@ -24,7 +24,7 @@ from lightning_cnnopt.augmentation import (
 )
 from lightning_cnnopt.core import ResumeRandomState, StopOnDivergence
 from lightning_cnnopt.core.spec import Configurable
-from lightning_cnnopt.dropout import StochasticDepth
+from lightning_cnnopt.dropout import ScheduleDropout, StochasticDepth
 from lightning_cnnopt.imbalance import ClassWeights
 from lightning_cnnopt.initialization import (
     LSUV,
@@ -56,6 +56,8 @@ from lightning_cnnopt.learning_rate import (
     Plateau,
     Polynomial,
     ScheduleLearningRate,
+    ScheduleMomentum,
+    ScheduleWeightDecay,
     Sequence,
     Step,
     Trapezoid,
@@ -152,7 +154,10 @@ CASES = {
     "PreciseBN": partial(PreciseBN, 16),
     "FreezeStatistics": FreezeStatistics,
     "FoldBatchNorm": FoldBatchNorm,
+    "ScheduleDropout": partial(ScheduleDropout, Polynomial(), start=0.1, end=0.6),
     "ScheduleLearningRate": partial(ScheduleLearningRate, Step("2st", 0.5)),
+    "ScheduleMomentum": partial(ScheduleMomentum, CounterCycle(0.5, "2st")),
+    "ScheduleWeightDecay": partial(ScheduleWeightDecay, Cosine(), start=0.1, end=0.5),
     "AugmentBatches": partial(AugmentBatches, [HorizontalFlip(), PaddedCrop(1)], mixing=MixUp(0.5), num_classes=4),
     "ScaleRateWithBatchSize": partial(ScaleRateWithBatchSize, 4, warmup="2st"),
     "ChannelsLast": ChannelsLast,

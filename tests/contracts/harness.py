@@ -84,7 +84,7 @@ class Foreign(LightningModule):
         return {"index": batch["index"], "probabilities": self.network(batch["image"]).softmax(1)}
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
 
 
 def make_data(**arguments):
@@ -102,7 +102,8 @@ def make_data(**arguments):
 
 
 def make_model(**arguments):
-    arguments = {"network": TinyResNet, "optimizer": functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9), **arguments}
+    optimizer = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01)
+    arguments = {"network": TinyResNet, "optimizer": optimizer, **arguments}
     return ImageClassifier(num_classes=CLASSES, in_channels=1, image_size=(8, 8), **arguments)
 
 
