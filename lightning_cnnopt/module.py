@@ -93,9 +93,9 @@ class ImageClassifier(Replayable):
         penalties: What the loss is charged for. One alone need not be in a list.
         edits: Further edits of the network, in their order. One alone need not be in a list.
         metrics: Metrics beside the default ones, by the name under which they are logged.
-        mean: Mean of each channel for pixels in [0, 1]. By default what published weights were trained with, or else that of our
-            data modules, whose ``pixel_statistics()`` hand it over; with any other data nothing is normalized but what is given
-            here, and uint8 is divided by 255.
+        mean: Mean of each channel for pixels in [0, 1]. By default what published weights were trained with, or else that of
+            our data modules, whose ``pixel_statistics()`` hand it over; with any other data nothing is normalized but what is
+            given here, and uint8 is divided by 255.
         std: Standard deviation of each channel, likewise.
 
     Logs:
