@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -11,21 +12,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_cnnopt import callbacks as _callbacks  # noqa: F401 - short names resolve among imported classes
 from lightning_cnnopt import data as _data  # noqa: F401
 from lightning_cnnopt.analysis import RunReport, WritePredictions, locations
-from lightning_cnnopt.core.checkpoints import read_model_config
-from lightning_cnnopt.core.errors import CnnoptError, ConfigurationError
+from lightning_cnnopt.core import checkpoints
+from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError, check_choice, check_range
+from lightning_cnnopt.messages import cannot_be_made, paragraph, refusal
 from lightning_cnnopt.module import ImageClassifier
-from lightning_cnnopt.parsing import Parser, plain
+from lightning_cnnopt.parsing import Parser, read_config
 
 _FROM_DATA = ("num_classes", "in_channels", "image_size", "task", "class_names")
 _EVALUATIONS = ("validate", "test", "predict")
@@ -61,28 +63,41 @@ class CnnoptCLI(LightningCLI):
         """Parse, after refusing by hand what the data says: jsonargparse would drop it without a word."""
         given = [re.sub(r"^--model\.(init_args\.)?|=.*$", "", a) for a in self._arguments if a.startswith("--model.")]
         for path in _config_paths(self._arguments):
-            content = yaml.safe_load(Path(path).read_text()) if Path(path).is_file() else None
-            model = content.get("model") if isinstance(content, dict) else None
-            given += [str(key) for key in (model.get("init_args") or {})] if isinstance(model, dict) else []
+            model = read_config(path).get("model") if os.path.exists(path) else None
+            init_args = model.get("init_args") if isinstance(model, dict) else None
+            given += [str(name) for name in init_args] if isinstance(init_args, dict) else []
         for name in set(given) & set(_FROM_DATA):
             raise ConfigurationError(f"model.{name} comes from the data and can't be given by hand; it would be written twice.")
         super().parse_arguments(parser, args)
+        _check_ranges(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         # Lightning merges the checkpoint's hyperparameters into every config. Here a resumed fit keeps its config, and the
         # other commands take their whole model from the checkpoint
         subcommand = self.config.subcommand
-        path = self.config[subcommand].get("ckpt_path")
-        if subcommand in _EVALUATIONS and path and Path(path).is_file():
-            stored = read_model_config(path, set(_FROM_DATA))
-            if stored is not None:
-                self.config[subcommand].pop("model", None)
-                self.config = self.parser.parse_object({subcommand: {"model": stored}}, self.config)
+        path, weights_only = (self.config[subcommand].get(name) for name in ("ckpt_path", "weights_only"))
+        if not path or weights_only is False or not _is_local(path):
+            return
+        checkpoint = checkpoints.read(path)
+        stored = checkpoints.model_config(checkpoint, set(_FROM_DATA)) if subcommand in _EVALUATIONS else None
+        if stored is not None:
+            self.config[subcommand].pop("model", None)
+            self.config = self.parser.parse_object({subcommand: {"model": stored}}, self.config)
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and Trainer; what a constructor refuses is an argument that the user can mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            if refusal(error) is not None:
+                raise
+            raise ConfigurationError(cannot_be_made(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with one directory for all that a run leaves behind."""
         config = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = list(config["callbacks"] or [])
+        given = config["callbacks"] or []
+        callbacks: list[Callback] = [given] if isinstance(given, Callback) else list(given)
         root = Path(config["default_root_dir"] or "runs")
         name = self._get(self.config, "name") or _config_name(self._arguments) or "run"
         self.run_directory = _next_version(root / name)
@@ -104,7 +119,10 @@ class CnnoptCLI(LightningCLI):
             callbacks.append(WritePredictions())
         if not _has(callbacks, RunReport):
             callbacks.append(RunReport())
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        _check_twins(callbacks)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        _check_processes(trainer)
+        return trainer
 
     def before_fit(self) -> None:
         """Find the run's directory; every rank takes part in asking for it."""
@@ -147,23 +165,19 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
     """
     _quiet()
     try:
+        check_choice("cnnopt", "command", arguments[0], CnnoptCLI.subcommands())
         CnnoptCLI(arguments)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        if debug:
-            raise
-        print(f"cnnopt: error: {error}", file=sys.stderr)
-        return 2
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 1
     except Exception as error:
         if debug:
             raise
-        if (known := _on_purpose(error)) is not None:
-            print(f"cnnopt: error: {_paragraph(known)}", file=sys.stderr)
+        if (said := refusal(error)) is not None:
+            print(f"cnnopt: error: {said}", file=sys.stderr)
             return 2
         where = traceback.extract_tb(error.__traceback__)[-1]
         print(
-            f"cnnopt: unexpected {type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {_paragraph(error)}\n"
+            f"cnnopt: unexpected {type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {paragraph(error)}\n"
             "Run it again as `cnnopt --debug …` for the traceback.",
             file=sys.stderr,
         )
@@ -207,18 +221,45 @@ def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
 
 
-def _on_purpose(error: BaseException) -> Exception | None:
-    # jsonargparse wraps what a constructor raises in reports of its own
-    current: BaseException | None = error
-    while current is not None:
-        if isinstance(current, (CnnoptError, MisconfigurationException)):
-            return current
-        current = current.__cause__ or current.__context__
-    return None
+def _is_local(path: str) -> bool:
+    # best, last, hpc and registry:… are Lightning's names for checkpoints that it finds by itself
+    if path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:
+        return False
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "meta.pt").exists():  # sharding strategies save folders, with that file inside
+        inside = ", ".join(sorted(found.name for found in folder.rglob("*.ckpt"))) or "none"
+        raise CheckpointError(f"ckpt_path={path} is a folder; expected a checkpoint. Those inside: {inside}.")
+    if not folder.exists():
+        raise CheckpointError(f"ckpt_path={path} does not exist.")
+    return folder.is_file()
 
 
-def _paragraph(error: Exception) -> str:
-    return plain(" ".join(str(error).split())) or type(error).__name__
+def _check_ranges(config: Any) -> None:
+    # what Lightning takes without a word, or stumbles over later
+    for name, least in {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 0, "num_nodes": 1}.items():
+        if config["trainer"][name] is not None:
+            check_range("trainer", name, config["trainer"][name], least)
+    if not isinstance(config["seed_everything"], bool):
+        check_range("cnnopt", "seed_everything", config["seed_everything"], 0, 2**32 - 1)
+
+
+def _check_twins(callbacks: Sequence[Callback]) -> None:
+    keys = [callback.state_key for callback in callbacks if is_overridden("state_dict", callback, Callback)]
+    for callback in callbacks:
+        if keys.count(callback.state_key) > 1:
+            raise ConfigurationError(
+                f"trainer.callbacks holds {type(callback).__name__} more than once, and their states could not be told apart; "
+                "keep one. `callbacks+:` adds to the callbacks of the configs before; `callbacks:` replaces them."
+            )
+
+
+def _check_processes(trainer: Trainer) -> None:
+    cores = os.cpu_count() or 1
+    most = max(8, cores)  # a few more than cores are of use in a trial
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
+        raise ConfigurationError(
+            f"trainer.devices={trainer.num_devices} would start as many processes on {cores} cores; give {most} at most."
+        )
 
 
 def _quiet() -> None:

@@ -229,8 +229,17 @@ class ImageClassifier(Replayable):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the task's loss. By default ``criterion``; it gets probabilities as targets when batches are mixed."""
         if self.task != "multiclass":
-            return self.criterion(logits.view_as(targets), targets.to(logits.dtype))
-        return self.criterion(logits, targets)
+            logits, targets = logits.view_as(targets), targets.to(logits.dtype)
+        try:
+            return self.criterion(logits, targets)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ConfigurationError(
+                f"criterion={self.criterion!r} does not take logits of shape {tuple(logits.shape)} with "
+                f"{'class numbers' if targets.ndim == 1 and self.task == 'multiclass' else 'probabilities'} of shape "
+                f"{tuple(targets.shape)} and type {targets.dtype} as targets: {str(error).splitlines()[0]}"
+            ) from error
 
     def regularization(self) -> Tensor | None:
         """Return what the loss is charged, once per optimizer step. By default the sum of ``penalties``."""
@@ -281,6 +290,8 @@ class ImageClassifier(Replayable):
         if not is_set and statistics is not None:
             self.preprocessing.set(*statistics())
         checkpoints.check_network_fits(self)
+        if type(self.criterion).__module__.startswith("torch.nn.") and not is_overridden("loss", self, ImageClassifier):
+            checkpoints.check_criterion_fits(self)  # a loss of the user's own may want other targets, such as mixed ones
         self._norms = special_norms(self.network)
 
     @override

@@ -1,93 +1,61 @@
-"""How the command line reads names and reports what is wrong with them: jsonargparse with four habits changed."""
+"""How the command line reads configs and names: jsonargparse with five habits changed."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
-from jsonargparse import _typehints
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+import yaml
+from jsonargparse import ArgumentParser, _typehints
 from lightning.pytorch.cli import LightningArgumentParser
-from torch import nn
-from torch.optim import Optimizer
 
-from lightning_cnnopt.core.errors import ConfigurationError, did_you_mean
-from lightning_cnnopt.core.spec import Configurable
+from lightning_cnnopt.core.errors import CnnoptError, ConfigurationError
+from lightning_cnnopt.messages import chain, explain
 
 # what a short name means when several imported packages have a class of that name (timm's GELU and torch's)
 _FIRST = ("lightning_cnnopt.", "torch.nn.", "torch.optim.", "lightning.pytorch.")
-
-# around a report that may be part of another one
-_OPEN, _MIDDLE, _CLOSE = "\N{LEFT WHITE SQUARE BRACKET}", "\N{BROKEN BAR}", "\N{RIGHT WHITE SQUARE BRACKET}"
 
 
 class Parser(LightningArgumentParser):
     """Raises what it finds wrong, as one paragraph, in place of printing the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise ConfigurationError(explain(message)) from ex
+        raise ConfigurationError(explain(message, _options(self))) from ex
 
 
-def plain(text: str) -> str:
-    """Return a report for people: the path of the argument, a colon, and what is wrong."""
-    return text.replace(_OPEN, "").replace(_MIDDLE, ": ").replace(_CLOSE, "")
+def read_config(path: str) -> dict[str, Any]:
+    """Return the content of a config as it is written.
 
-
-def explain(message: str) -> str:
-    """Return jsonargparse's report of a wrong argument as one paragraph, with the nearest right names.
-
-    jsonargparse reports an argument within an argument as a report within a report, and the cause is the innermost one.
-
-    Example:
-        >>> explain("Option 'degres' is not accepted")
-        "Option 'degres' is not accepted. Did you mean 'degrees'?"
+    Raises:
+        ConfigurationError: If it is no YAML, or holds something other than arguments by name.
     """
-    key = match[1] if (match := re.search(r'[Pp]arser key "([^"]+)"', message)) else ""
-    inner = re.search(rf"{_OPEN}(.*?){_CLOSE}", message, re.DOTALL)
-    if inner:
-        path, _, reason = inner[1].partition(_MIDDLE)
-        return _report(".".join(filter(None, (key, path))), " ".join(reason.split()))
-    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
-        name = unknown[1].rpartition(".")[2]
-        return _report(key, f"there is no class {unknown[1]!r}.{_nearest(name, _class_names)}")
-    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return _report(key, f"{unknown[0]}.{_nearest(unknown[1].rpartition('.')[2], _argument_names)}")
-    if several := re.search(r"Multiple subclasses with name .+", message):
-        return _report(key, several[0].strip())
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    noise = r"Parser key \"[^\"]+\":$|Given value|Subtypes:|Errors:|Does not validate against any|Expected a <class 'NoneType'>"
-    reason = " ".join(line for line in lines if not re.match(noise, line)) or " ".join(lines)
-    given = f" Got {match[1]!r}." if (match := re.search(r"Given value: (.+)", message)) else ""
-    return _report(key, f"{reason}.{given}" if given else reason)
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 0
+        hint = " Indent with spaces; YAML has no tabs." if "\\t" in str(error.problem) else ""
+        raise ConfigurationError(f"{path} is no YAML: line {line}: {error.problem}.{hint}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f"{path} holds {_kind(content)}; expected arguments by name, such as trainer: {{max_epochs: 3}}."
+        )
+    for section in ("trainer", "model", "data"):
+        value = content.get(section, {})
+        if not isinstance(value, dict) and (section == "trainer" or not isinstance(value, str)):
+            raise ConfigurationError(f"{section} in {path} holds {_kind(value)}; expected arguments by name.")
+    return content
 
 
-def _report(path: str, reason: str) -> str:
-    return f"{_OPEN}{path}{_MIDDLE}{reason}{_CLOSE}" if path else reason
+def _options(parser: ArgumentParser) -> list[str]:
+    subcommands = parser._subcommands_action
+    parsers = [parser, *(subcommands._name_parser_map.values() if subcommands is not None else ())]
+    return sorted({action.dest for one in parsers for action in one._actions})
 
 
-def _nearest(name: str, candidates: Callable[[str], list[str]]) -> str:
-    # our own names first: those of everything that is imported are many, and some are always near
-    return did_you_mean(name, candidates("lightning_cnnopt")) or did_you_mean(name, candidates(""))
-
-
-def _classes(package: str) -> list[type]:
-    found: list[type] = []
-    pending: list[type] = [Configurable, Callback, LightningDataModule, LightningModule, nn.Module, Optimizer]
-    while pending:
-        below: list[type] = pending.pop().__subclasses__()
-        found += [cls for cls in below if cls.__module__.startswith(package) and not cls.__name__.startswith("_")]
-        pending += below
-    return found
-
-
-def _class_names(package: str) -> list[str]:
-    return sorted({cls.__name__ for cls in _classes(package)})
-
-
-def _argument_names(package: str) -> list[str]:
-    return sorted({name for cls in _classes(package) for name in inspect.signature(cls.__init__).parameters})  # type: ignore[misc]
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _forget_former_class() -> None:
@@ -103,17 +71,28 @@ def _forget_former_class() -> None:
     _typehints.discard_init_args_on_class_path_change = discard
 
 
-def _replace_whole_lists() -> None:
-    # Of a list that is given again, jsonargparse fills each item up from the former item at its place, if the lists are of one
-    # length and the items of one class. Here a list replaces the former one, arguments of its items included.
+def _replace_lists() -> None:
+    # Where two configs give a list of the same length, jsonargparse takes its items for the same ones, and keeps the former
+    # arguments of those that have the same class. A list of a later config is another list.
     adapt = _typehints.adapt_typehints
 
-    def adapt_typehints(val: Any, *args: Any, **kwargs: Any) -> Any:
+    def adapt_typehints(val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(val, list) and isinstance(kwargs.get("prev_val"), list) and not kwargs.get("append"):
             kwargs["prev_val"] = None
-        return adapt(val, *args, **kwargs)
+        return adapt(val, typehint, *args, **kwargs)
 
     _typehints.adapt_typehints = adapt_typehints
+
+
+def _blame_what_was_meant() -> None:
+    # Of an argument that takes an object or a list of them, jsonargparse reports first why a list is no object. What a
+    # constructor refused tells that the kind was right and what is wrong with it.
+    report = _typehints.raise_union_unexpected_value
+
+    def raise_union_unexpected_value(subtypes: Any, val: Any, exceptions: list[Exception]) -> NoReturn:
+        report(subtypes, val, sorted(exceptions, key=lambda error: not any(isinstance(e, CnnoptError) for e in chain(error))))
+
+    _typehints.raise_union_unexpected_value = raise_union_unexpected_value
 
 
 def _prefer_known_packages() -> None:
@@ -134,5 +113,6 @@ def _prefer_known_packages() -> None:
 
 
 _forget_former_class()
-_replace_whole_lists()
+_replace_lists()
+_blame_what_was_meant()
 _prefer_known_packages()

@@ -79,6 +79,35 @@ def from_npz(path, *arguments):
         (["--trainer.max_epochs", "-1"], ["no known end", "max_steps"]),
         (["--model.network.widths", "[8, 8, 8, 8]"], ["8x8", "too small", "stage 4"]),
         (["--model.schedule", "Plateau", "--model.schedule.monitor", "val_lost"], ["'val_lost'", "val_loss"]),
+        (["--model.schedule", "Plateau", "--trainer.limit_val_batches", "0"], ["Plateau", "limit_val_batches=0"]),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val_lost"], ["val_lost", "val_loss"]),
+        (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val_lost"], ["val_lost"]),
+        (["--trainer.callbacks+=EMA"], ["EMA more than once", "keep one"]),
+        (["--model.criterion", "CrossEntropyLoss", "--model.criterion.label_smoothing", "2"], ["label_smoothing=2"]),
+        (["--model.criterion", "torch.nn.MSELoss"], ["MSELoss", "class numbers"]),
+        (
+            ["--model.criterion", "torch.nn.CrossEntropyLoss", "--model.criterion.reduction", "none"],
+            ["shape (2,)", "one number"],
+        ),
+        (["--trainer.accumulate_grad_batches", "0"], ["accumulate_grad_batches=0", "1 <="]),
+        (["--trainer.gradient_clip_val", "-1"], ["gradient_clip_val=-1"]),
+        (["--trainer.log_every_n_steps", "-1"], ["log_every_n_steps=-1"]),
+        (["--trainer.devices", "99"], ["devices=99", "processes"]),
+        (["--trainer.precision", "bf17"], ["precision", "'bf17'", "bf16"]),
+        (["--trainer.strategy", "dpp"], ["'dpp'"]),
+        (["--trainer.accelerator", "gpuu"], ["'gpuu'"]),
+        (["--model.optimizer.lr", "abc"], ["lr", "'abc'", "float"]),
+        (["--model.network.widths", "[8, -8]"], ["widths=-8"]),
+        (["--model.network.widths", "8"], ["widths", "list"]),
+        (["--seed_everything", "-5"], ["seed_everything=-5"]),
+        (["--data.batch_size", "0"], ["batch_size=0"]),
+        (["--data.batch_size", "many"], ["batch_size", "'many'", "int"]),
+        (["--model", "ImageClasifier"], ["'ImageClasifier'", "'ImageClassifier'"]),
+        (["--model.network", "nosuchmodule.Net"], ["nosuchmodule"]),
+        (["--model.initializer", "[Kaiming, XavierUnifrom]"], ["XavierUnifrom"]),
+        (["--ckpt_path", "gone.ckpt"], ["gone.ckpt", "does not exist"]),
+        (["--ckpt_path", "."], ["is a folder", "expected a checkpoint"]),
+        (["--model.edits", "SqueezeExite"], ["'SqueezeExite'", "'SqueezeExcite'"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
 )
@@ -90,6 +119,42 @@ def test_a_wrong_argument_is_named_with_what_was_expected(arguments, said, compl
 
 def test_an_unknown_command(complaint):
     assert "'fit'" in complaint(main(["fitt"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("trainer:\n\tmax_epochs: 1\n", ["wrong.yaml is no YAML: line 2", "no tabs"]),
+        ("trainer: {max_epochs: 1\n", ["wrong.yaml is no YAML"]),
+        ("", ["wrong.yaml holds nothing"]),
+        ("- trainer\n- model\n", ["wrong.yaml holds a list", "arguments by name"]),
+        ("trainer: 3\n", ["trainer in wrong.yaml holds a int"]),
+        ("traner: {max_epochs: 1}\n", ["'traner", "'trainer"]),
+        ("trainer: {max_epoch: 1}\n", ["max_epoch", "max_epochs"]),
+        ("model: {class_path: ImageClassifier, init_arg: {schedule: Cosine}}\n", ["init_arg"]),
+        ("trainer: {callbacks: [{class_path: EMA, init_args: {decya: 0.9}}]}\n", ["'decya'", "'decay'"]),
+        ("trainer: {callbacks: {class_path: EMA}, max_epochs: -3}\n", ["max_epochs"]),
+    ],
+)
+def test_a_config_that_is_written_wrong(content, said, complaint):
+    Path("wrong.yaml").write_text(content)
+    text = complaint(fit("-c", "wrong.yaml"))
+    for part in said:
+        assert part in text
+
+
+def test_one_technique_alone_needs_no_list():
+    Path("alone.yaml").write_text(
+        "model: {init_args: {edits: SqueezeExcite, penalties: {class_path: L1}, initializer: Kaiming}}"
+    )
+    assert fit("-c", "alone.yaml") == 0
+
+
+def test_a_text_file_is_no_checkpoint(complaint):
+    Path("text.ckpt").write_text("weights: none\n")
+    for command in ("fit", "test"):
+        text = complaint(main([command, "-c", QUICKSTART, "--ckpt_path", "text.ckpt"]))
+        assert "text.ckpt is no checkpoint" in text
 
 
 def test_a_number_of_classes_written_in_yaml(complaint):

@@ -198,6 +198,32 @@ def check_network_fits(module: Any) -> None:
         )
 
 
+def check_criterion_fits(module: Any) -> None:
+    """Raise unless the loss takes the logits and targets of the task and gives one number.
+
+    It runs once on zeros, in evaluation mode.
+
+    Raises:
+        ConfigurationError: Naming criterion, targets and what went wrong.
+    """
+    classes = module.num_classes
+    count = 2 if classes != 2 else 3  # other than classes: a criterion that broadcasts one against the other shows
+    shape = (count,) if module.task == "multiclass" else (count, classes)
+    logits = torch.zeros(count, classes, device=module.device)
+    was_training = module.criterion.training
+    module.criterion.eval()
+    try:
+        with torch.no_grad():
+            loss = module.loss(logits, torch.zeros(shape, dtype=torch.long, device=module.device))
+    finally:
+        module.criterion.train(was_training)
+    if loss.ndim:
+        raise ConfigurationError(
+            f"criterion={module.criterion!r} gives a loss of shape {tuple(loss.shape)} for {count} images; expected one "
+            "number, as reduction='mean' gives."
+        )
+
+
 def _leave_weights_to_checkpoint(module: LightningModule, arguments: dict[str, Any]) -> None:
     # a network that reads published weights says how it is rebuilt where the checkpoint brings them
     network, spec = getattr(module, "network", None), arguments.get("network")
@@ -260,17 +286,16 @@ def read(source: str | Path | IO[bytes]) -> dict[str, Any]:
     return content
 
 
-def read_model_config(path: str, without: set[str]) -> dict[str, Any] | None:
+def model_config(checkpoint: dict[str, Any], without: set[str]) -> dict[str, Any] | None:
     """Return the model of a checkpoint as ``{class_path, init_args}``, or ``None`` if the checkpoint is not one of ours.
 
     Args:
-        path: The checkpoint.
+        checkpoint: Its content.
         without: Arguments to leave out.
 
     Raises:
-        CheckpointError: If the file is no checkpoint, or holds a part that was not stored.
+        CheckpointError: If it holds a part that was not stored.
     """
-    checkpoint = read(path)
     signature, arguments = checkpoint.get(_KEY), checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     if signature is None:
         return None
