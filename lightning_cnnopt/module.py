@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -11,24 +11,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import (
-    BinaryAccuracy,
-    BinaryCalibrationError,
-    BinaryF1Score,
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassF1Score,
-    MultilabelAccuracy,
-    MultilabelF1Score,
-)
+from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.architecture import ConvNet, NetworkFactory, Preprocessing, PublishedNetwork
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.batch import read_batch
-from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, callbacks_of, is_last_batch, is_logged, refuse_sharding
+from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, callbacks_of, refuse_sharding
 from lightning_cnnopt.core.divergence import StopOnDivergence
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.intact import check_intact, special_norms
@@ -40,31 +30,22 @@ from lightning_cnnopt.core.pretrained import (
     mark_what_is_loaded,
     refuse_to_overwrite,
 )
-from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, gather, start_equal
-from lightning_cnnopt.core.replay import Replayable
+from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, start_equal
 from lightning_cnnopt.core.spec import build, call_with_known, factory_of, listed
 from lightning_cnnopt.core.surgery import Edit, applied_edits
 from lightning_cnnopt.initialization import Initializer
 from lightning_cnnopt.initialization.callback import initialize, sample_for, with_counts
 from lightning_cnnopt.initialization.initializers import as_initializer
 from lightning_cnnopt.learning_rate import Schedule, ScheduleLearningRate
+from lightning_cnnopt.measurement import MeasuredModule, MetricFactory, Task, make_metrics
 from lightning_cnnopt.normalization import SwapNormalization
 from lightning_cnnopt.regularization import Penalty
 from lightning_cnnopt.regularization.callback import parameters_of
 from lightning_cnnopt.regularization.functional import add_gradient
 from lightning_cnnopt.regularization.penalties import Charges
 
-Task = Literal["multiclass", "binary", "multilabel"]
 
-
-class MetricFactory(Protocol):
-    """Makes a metric of torchmetrics; of the two arguments it is given those that it takes, by name."""
-
-    def __call__(self, *, num_classes: int, num_labels: int) -> Metric:
-        """Return the metric."""
-
-
-class ImageClassifier(Replayable):
+class ImageClassifier(MeasuredModule):
     """Trains and measures an image classifier; every technique is an argument, a method to override, or a callback.
 
     Networks, optimizers and layers are given as something that makes them (a class, ``functools.partial(cls, …)``, or
@@ -180,8 +161,6 @@ class ImageClassifier(Replayable):
         self.own_callbacks: list[Callback] = []
         """The callbacks that come with this module, once a Trainer has asked for them."""
         self._has_inspected = self._knows_statistics = False
-        self._sums: Tensor | None = None  # of this epoch: loss, right answers, samples
-        self._restored_sums: list[Tensor | None] | None = None
         self._charges: Charges | None = None
         self._penalty: Tensor | None = None
 
@@ -226,6 +205,7 @@ class ImageClassifier(Replayable):
             touched = initialize(with_counts(self.initializer, self.trainer), network, sample, self._stream)
             rank_zero_info(f"{self.initializer!r} initialized {len(touched)} layers.")
 
+    @override
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the task's loss. By default ``criterion``; it gets probabilities as targets when batches are mixed."""
         if self.task != "multiclass":
@@ -253,23 +233,7 @@ class ImageClassifier(Replayable):
 
     def configure_metrics(self) -> MetricCollection:
         """Return the metrics of validation and test. By default accuracy, macro F1, calibration error, and ``metrics``."""
-        classes = self.num_classes
-        chosen: dict[str, Metric]
-        if self.task == "binary":
-            chosen = {"acc": BinaryAccuracy(), "f1": BinaryF1Score(), "ece": BinaryCalibrationError()}
-        elif self.task == "multilabel":
-            chosen = {"acc": MultilabelAccuracy(classes), "f1": MultilabelF1Score(classes, average="macro")}
-        else:
-            chosen = {
-                "acc": MulticlassAccuracy(classes, average="micro"),
-                "f1": MulticlassF1Score(classes, average="macro"),
-                "ece": MulticlassCalibrationError(classes),
-            }
-            if classes >= 10:
-                chosen["acc_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
-        for name, metric in self._metrics.items():
-            chosen[name] = call_with_known(factory_of(metric, Metric), num_classes=classes, num_labels=classes)
-        return MetricCollection({"loss": MeanMetric(), **chosen}, compute_groups=False)
+        return make_metrics(self.task, self.num_classes, self._metrics)
 
     # assembling
 
@@ -354,11 +318,7 @@ class ImageClassifier(Replayable):
 
     @override
     def on_train_start(self) -> None:
-        sums = self._restored_sums if self.trainer.ckpt_path is not None else None
-        if self.trainer.fit_loop.epoch_loop.restarted_on_train_batch_end and is_last_batch(self.trainer):
-            sums = None  # Lightning takes that epoch for over and begins the next one, without on_train_epoch_start
-        mine = sums[self.global_rank] if sums is not None and self.global_rank < len(sums) else None
-        self._sums = None if mine is None else mine.to(self.device)
+        super().on_train_start()
         self._has_inspected = False
         if self.penalties:
             refuse_sharding(self.trainer, f"{type(self).__name__}(penalties={self.penalties!r})")
@@ -371,10 +331,6 @@ class ImageClassifier(Replayable):
         self._charges = None
 
     @override
-    def on_train_epoch_start(self) -> None:
-        self._sums = None  # a run resumed in mid-epoch, which goes on with the sums of its checkpoint, does not come here
-
-    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = read_batch(batch)
         if not self._has_inspected and isinstance(self.preprocessing, Preprocessing):
@@ -382,11 +338,7 @@ class ImageClassifier(Replayable):
         self._has_inspected = True
         logits = self(images)
         loss = self.loss(logits, targets)
-        # three numbers on the device; they are read at log intervals only
-        with torch.no_grad():
-            count = len(targets)
-            step = torch.stack([loss.detach().float() * count, self._correct(logits, targets), loss.new_tensor(count).float()])
-            self._sums = step if self._sums is None else self._sums + step
+        self.add_up(loss, logits, targets)
         return loss
 
     @override
@@ -397,85 +349,19 @@ class ImageClassifier(Replayable):
             self._penalty = add_gradient(self.regularization, parameters_of(optimizer))
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if is_logged(self.trainer, batch_idx):
-            self._log_training(sync=False)
-
-    @override
-    def on_train_epoch_end(self) -> None:
-        self._log_training(sync=True)
-        self._sums = None
-
-    @override
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(batch, self.val_metrics)
-
-    @override
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate(batch, self.test_metrics)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics(self.val_metrics)
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_metrics(self.test_metrics)
-
-    @override
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        named = isinstance(batch, Mapping) and "index" in batch
-        images = batch["image"] if named else batch[0] if isinstance(batch, (tuple, list)) else batch
-        logits = self(images)
-        result = {"probabilities": logits.softmax(1) if self.task == "multiclass" else logits.sigmoid()}
-        return {"index": batch["index"], **result} if named else result
+    def charged(self) -> Tensor | None:
+        """Return what the weights are charged at present."""
+        return self._penalty if self._charges is None else self._charges.total()
 
     # checkpoints
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoints.sign(self, checkpoint)
-        checkpoint["train_sums"] = gather(self._sums)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.replay_edits(self, checkpoint)
         checkpoints.check_signature(self, checkpoint)
-        self._restored_sums = checkpoint.get("train_sums")
-
-    def _correct(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.task == "multiclass":
-            labels = targets if targets.ndim == 1 else targets.argmax(1)
-            return (logits.argmax(1) == labels).sum().float()
-        return ((logits.view_as(targets) > 0) == (targets > 0.5)).float().mean() * len(targets)
-
-    def _log_training(self, sync: bool) -> None:
-        if self._sums is None:
-            return
-        loss, correct, count = self._sums
-        self.log_dict({"train_loss": loss / count, "train_acc": correct / count}, prog_bar=True, sync_dist=sync)
-        penalty = self._penalty if self._charges is None else self._charges.total()
-        if penalty is not None:
-            self.log("train_penalty", penalty)
-
-    def _evaluate(self, batch: Any, metrics: MetricCollection) -> dict[str, Tensor]:
-        images, targets = read_batch(batch)
-        if len(images) == 0:  # a rank whose part of the last batch is empty
-            return {}
-        logits = self(images)
-        for name, metric in metrics.items(keep_base=True):
-            if name == "loss":
-                metric.update(self.loss(logits, targets), weight=len(targets))
-            elif self.task == "multiclass":
-                metric.update(logits, targets)
-            else:
-                metric.update(logits.view_as(targets).sigmoid(), targets.long())
-        return {"logits": logits, "targets": targets}
-
-    def _log_metrics(self, metrics: MetricCollection) -> None:
-        values = metrics.compute()
-        metrics.reset()
-        shown = {name for name in values if name.endswith(("_loss", "_acc"))}
-        # every rank holds the same values already; Lightning can't know and asks for the mean
-        self.log_dict({name: value for name, value in values.items() if name in shown}, prog_bar=True, sync_dist=True)
-        self.log_dict({name: value for name, value in values.items() if name not in shown}, sync_dist=True)
+        super().on_load_checkpoint(checkpoint)
