@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lightning_cnnopt import callbacks as all_callbacks
-from lightning_cnnopt.activation import SwapActivation
+from lightning_cnnopt.activation import SwapActivation, WatchActivations
 from lightning_cnnopt.analysis import RunReport, WritePredictions
 from lightning_cnnopt.architecture import BlurPool, CheckpointActivations, EditNetwork, Freeze, SmallImageStem, SqueezeExcite
 from lightning_cnnopt.augmentation import (
@@ -151,6 +151,7 @@ CASES = {
     "ConstrainWeights": partial(ConstrainWeights, MaxNorm(0.5)),
     "DecayWeights": partial(DecayWeights, 0.1),
     "PenalizeActivations": partial(PenalizeActivations, ActivityL1(0.1)),
+    "WatchActivations": WatchActivations,
     "PreciseBN": partial(PreciseBN, 16),
     "FreezeStatistics": FreezeStatistics,
     "FoldBatchNorm": FoldBatchNorm,
@@ -179,6 +180,7 @@ WITHOUT_EFFECT_ON_TRAINING = {
     "ResumeRandomState",
     "StopOnDivergence",
     "RunReport",
+    "WatchActivations",
     "WritePredictions",
 }
 """Techniques whose effect is on something else than the weights; each has a test of its own effect."""

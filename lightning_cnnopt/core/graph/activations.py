@@ -33,14 +33,15 @@ _METADATA = {"shape", "size", "ndim", "dim", "ndimension", "numel", "stride", "d
 def is_activation(module: nn.Module) -> bool:
     """Return whether a module is an elementwise activation.
 
-    Those are the activations of ``torch.nn``, and every module without parameters that states a ``gain`` or whose class
-    name is that of one of them (timm has its own ``Swish``, ``Mish``, …).
+    Those are the activations of ``torch.nn``, every module that states a ``gain`` and has no parameters but scalars, and
+    those whose class name is that of one of torch's (timm has its own ``Swish``, ``Mish``, …).
 
     Example:
         >>> is_activation(nn.GELU()), is_activation(nn.Dropout())
         (True, False)
     """
-    states_gain = hasattr(module, "gain") and next(module.parameters(), None) is None  # timm's scaled convolutions do, too
+    # timm's scaled convolutions have an attribute of that name, too
+    states_gain = hasattr(module, "gain") and all(parameter.numel() == 1 for parameter in module.parameters())
     if isinstance(module, _ACTIVATION_MODULES) or states_gain:
         return True
     names = {cls.__name__.lower() for cls in _ACTIVATION_MODULES} | {"swish", "gelutanh", "quickgelu"}
