@@ -24,7 +24,7 @@ from lightning_cnnopt.augmentation import (
 )
 from lightning_cnnopt.core import ResumeRandomState, StopOnDivergence
 from lightning_cnnopt.core.spec import Configurable
-from lightning_cnnopt.dropout import ScheduleDropout, StochasticDepth
+from lightning_cnnopt.dropout import DropBlock, DropConnect, Dropout, ScheduleDropout, SpatialDropout, StochasticDepth
 from lightning_cnnopt.imbalance import ClassWeights
 from lightning_cnnopt.initialization import (
     LSUV,
@@ -99,6 +99,10 @@ CASES = {
     "SwapActivation": partial(SwapActivation, nn.GELU),
     "SwapNormalization": partial(SwapNormalization, partial(GhostBatchNorm2d, ghost_size=4)),
     "StandardizeWeights": StandardizeWeights,
+    "Dropout": partial(Dropout, 0.5),
+    "SpatialDropout": partial(SpatialDropout, 0.2),
+    "DropBlock": partial(DropBlock, 0.2, 3),
+    "DropConnect": partial(DropConnect, 0.2, ["Linear", "Conv2d"]),
     "StochasticDepth": partial(StochasticDepth, 0.5),
     "XavierUniform": XavierUniform,
     "XavierNormal": XavierNormal,
