@@ -257,6 +257,7 @@ def locations(trainer: Trainer, directory: Path) -> list[tuple[str, Path]]:
         "derived values": "resolved.yaml",
         "metrics": "metrics.csv",
         "predictions": "predictions.csv",
+        "activation counts": "activations.csv",
         "curves": "curves.png",
         "augmented images": "augmentation.png",
         "confusion matrix (validation)": "confusion_val.png",
