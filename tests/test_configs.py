@@ -29,7 +29,12 @@ def _no_noise(monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler writes to an earlier test's stream
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def with_marks(overlay):
+    waits_for_a_compiler = overlay.stem == "compile"
+    return pytest.param(overlay, marks=[pytest.mark.slow] if waits_for_a_compiler else [])
+
+
+@pytest.mark.parametrize("overlay", map(with_marks, OVERLAYS), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_overlay_trains_over_the_quickstart(overlay, capfd):
     flags = [word for name, value in ONE_STEP.items() for word in (f"--trainer.{name}", str(value))]
     arguments = ["-c", str(CONFIGS / "quickstart.yaml"), "-c", str(overlay), "--test_after_fit", "false"]
