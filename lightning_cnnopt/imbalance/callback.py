@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_cnnopt.core.callback import TechniqueCallback
-from lightning_cnnopt.core.errors import ConfigurationError, check_choice
+from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.imbalance.functional import Scheme, class_weights, positive_weights
 
 
@@ -22,10 +22,12 @@ class ClassWeights(TechniqueCallback):
     ``pos_weight`` (``BCEWithLogitsLoss``). It stays the same object, and nothing is added to the checkpoint.
 
     Args:
-        scheme: ``"balanced"``, N / (C · nᶜ), or ``"sqrt"``, in proportion to 1 / √nᶜ; see
-            :func:`~lightning_cnnopt.imbalance.class_weights`. Labels of ``BCEWithLogitsLoss`` are always balanced.
+        scheme: ``"balanced"``, N / (C · nᶜ), ``"sqrt"``, in proportion to 1 / √nᶜ, or ``"effective"``, to one over the
+            effective number of samples; see :func:`~lightning_cnnopt.imbalance.class_weights`. Labels of
+            ``BCEWithLogitsLoss`` are always balanced.
         counts: Samples of each class in the training set; by default read from our data module.
         total: Samples in all, for labels that are not exclusive.
+        beta: β of the effective number. 0.999, within the paper's 0.9 to 0.9999.
 
     Raises:
         ConfigurationError: If no criterion takes weights, it has some already, or the counts are unknown.
@@ -35,11 +37,19 @@ class ClassWeights(TechniqueCallback):
         >>> trainer = Trainer(callbacks=[ClassWeights(counts=[900, 100])], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, scheme: Scheme = "balanced", counts: Sequence[int] | None = None, total: int | None = None) -> None:
-        check_choice("ClassWeights", "scheme", scheme, ("balanced", "sqrt"))
+    def __init__(
+        self,
+        scheme: Scheme = "balanced",
+        counts: Sequence[int] | None = None,
+        total: int | None = None,
+        beta: float = 0.999,
+    ) -> None:
+        check_choice("ClassWeights", "scheme", scheme, get_args(Scheme))
+        check_range("ClassWeights", "beta", beta, 0, 1, high_open=True)
         self.scheme: Scheme = scheme
         self.counts = None if counts is None else list(counts)
         self.total = total
+        self.beta = beta
         self._criterion: nn.Module | None = None
         self._name = "weight"
         self._weights: Tensor | None = None
@@ -59,7 +69,7 @@ class ClassWeights(TechniqueCallback):
                 raise ConfigurationError("ClassWeights: labels that are not exclusive need total=, the number of samples.")
             weights = positive_weights(tensor, total)
         else:
-            weights = class_weights(tensor, self.scheme)
+            weights = class_weights(tensor, self.scheme, self.beta)
         self._weights = weights.to(pl_module.device)
         self._set(self._weights)
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lightning_cnnopt.core.errors import DataError
 
-Scheme = Literal["balanced", "sqrt"]
+Scheme = Literal["balanced", "sqrt", "effective"]
 
 
-def class_weights(counts: Tensor, scheme: Scheme = "balanced") -> Tensor:
+def class_weights(counts: Tensor, scheme: Scheme = "balanced", beta: float = 0.999) -> Tensor:
     """Return a weight per class, scaled so that the mean over samples is 1.
 
     ``"balanced"`` is N / (C · nᶜ), as in scikit-learn: every class counts the same. ``"sqrt"`` is proportional to 1 / √nᶜ,
-    between that and no weighting.
+    between that and no weighting. ``"effective"`` is proportional to one over the effective number of samples,
+    (1 - βⁿ) / (1 - β): balanced among classes of far fewer than 1 / (1 - β) samples, equal among those of far more.
 
     Args:
         counts: (C,) samples of each class.
         scheme: How weights follow counts.
+        beta: β of the effective number, from 0 (no weighting) to below 1 (balanced).
 
     Raises:
         DataError: If a class has no samples.
 
+    Reference:
+        Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", 2019.
+
     Example:
-        >>> import torch
         >>> class_weights(torch.tensor([90, 10]))
         tensor([0.5556, 5.0000])
     """
@@ -33,15 +39,31 @@ def class_weights(counts: Tensor, scheme: Scheme = "balanced") -> Tensor:
         empty = (counts <= 0).nonzero().flatten().tolist()
         raise DataError(f"Classes {empty} have no training samples, so they have no weight.")
     counts = counts.double()
-    weights = 1 / counts if scheme == "balanced" else counts.rsqrt()
+    if scheme == "balanced":
+        weights = 1 / counts
+    elif scheme == "sqrt":
+        weights = counts.rsqrt()
+    else:
+        weights = 1 / effective_number(counts, beta)
     return (weights * counts.sum() / (weights * counts).sum()).float()
+
+
+def effective_number(counts: Tensor, beta: float = 0.999) -> Tensor:
+    """Return the effective number of samples of each class, (1 - βⁿ) / (1 - β), in double precision.
+
+    Example:
+        >>> effective_number(torch.tensor([1, 2, 10**9]), 0.5)
+        tensor([1.0000, 1.5000, 2.0000], dtype=torch.float64)
+    """
+    if beta == 0:
+        return torch.ones_like(counts, dtype=torch.float64)
+    return -torch.expm1(counts.double() * math.log(beta)) / (1 - beta)
 
 
 def positive_weights(counts: Tensor, total: int) -> Tensor:
     """Return for each label what a positive counts against a negative, (N - n) / n: for ``BCEWithLogitsLoss``.
 
     Example:
-        >>> import torch
         >>> positive_weights(torch.tensor([10, 50]), 100)
         tensor([9., 1.])
     """

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
 from lightning_cnnopt.data import TensorData
-from lightning_cnnopt.imbalance import ClassWeights, class_weights, positive_weights
+from lightning_cnnopt.imbalance import ClassWeights, class_weights, effective_number, positive_weights
 from lightning_cnnopt.module import ImageClassifier
 from tests.lightning_tools import Foreign, assert_same_weights, plain_loader, quiet_trainer, samples, weights_of
 
@@ -27,7 +27,26 @@ def test_balanced_weights_are_scikit_learns(counts):
     assert class_weights(torch.tensor(counts)).numpy() == pytest.approx(expected, rel=1e-6)
 
 
-@given(counts=some_counts, scheme=st.sampled_from(["balanced", "sqrt"]))
+@given(counts=some_counts, beta=st.floats(0.1, 0.9999))
+def test_the_effective_number_is_the_sum_of_a_geometric_series(counts, beta):
+    expected = [sum(beta**k for k in range(n)) for n in counts]
+    assert effective_number(torch.tensor(counts), beta).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_effective_weights_go_from_none_to_balanced():
+    counts = torch.tensor([5000, 500, 50])
+    assert torch.allclose(class_weights(counts, "effective", 0.0), torch.ones(3))
+    assert torch.allclose(class_weights(counts, "effective", 1 - 1e-9), class_weights(counts), rtol=1e-4)
+    ratios = effective_number(counts, 0.999) / effective_number(counts, 0.999)[2]
+    assert torch.allclose(class_weights(counts, "effective").double()[2] / class_weights(counts, "effective").double(), ratios)
+
+
+def test_a_beta_out_of_range_is_refused():
+    with pytest.raises(ConfigurationError, match=r"beta=1.0 is out of range; expected 0 <= beta < 1"):
+        ClassWeights("effective", beta=1.0)
+
+
+@given(counts=some_counts, scheme=st.sampled_from(["balanced", "sqrt", "effective"]))
 def test_the_mean_weight_of_a_sample_is_one(counts, scheme):
     tensor = torch.tensor(counts)
     assert float((class_weights(tensor, scheme) * tensor).sum() / tensor.sum()) == pytest.approx(1, rel=1e-5)
