@@ -10,7 +10,10 @@ import pytest
 from benchmarks.accuracy import measure
 
 CONFIG = Path(__file__).parent.parent / "configs" / "reference.yaml"
-LEAST = 0.92
+# What the config is held to, 92.0%, is the mean over seeds: python -m benchmarks.accuracy configs/reference.yaml --seeds 5
+# --least 0.92. At a constant rate the end of one run lies a percent above or below it, and elsewhere with another version of
+# torch, whose kernels differ in the last bits. So one run can only tell whether something is broken.
+LEAST = 0.91
 
 
 @pytest.mark.large_data
