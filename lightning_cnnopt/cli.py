@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -50,6 +51,14 @@ class CnnoptCLI(LightningCLI):
             parser_class=Parser,
             args=list(arguments),
         )
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        # Lightning makes a parser with every flag for each command; one is run, and the others cost start-up time
+        command = self._arguments[0]
+        description = str(inspect.getdoc(getattr(Trainer, command))).partition("\n\n")[0]
+        kwargs = {"description": description, **kwargs.get(command, {})}
+        self._subcommand_parsers = {command: self._prepare_subcommand_parser(Trainer, command, **kwargs)}
+        parser.add_subcommands().add_subcommand(command, self._subcommand_parsers[command])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add this project's own arguments, and the links from data to model."""

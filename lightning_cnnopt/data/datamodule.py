@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from typing_extensions import override
 
@@ -285,6 +284,8 @@ class ImageDataModule(LightningDataModule):
         assert loaded is not None
         data = self._checked(loaded, "training")
         if self.val_size:
+            from sklearn.model_selection import train_test_split  # here, as importing it takes long
+
             stratify = data.targets.numpy() if data.targets.ndim == 1 else None
             try:
                 train, held_out = train_test_split(

@@ -10,8 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torchvision
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from typing_extensions import override
@@ -40,6 +38,9 @@ class Digits(ImageDataModule):
 
     @override
     def load(self, split: Literal["train", "test"]) -> ImageSet:
+        from sklearn.datasets import load_digits  # here, as it takes half as long to import as the rest of this package
+        from sklearn.model_selection import train_test_split
+
         pixels, labels = load_digits(return_X_y=True)
         train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels)
         chosen = sorted(train if split == "train" else test)
