@@ -1,4 +1,4 @@
-"""``cnnopt fit | validate | test | predict``: arguments to calls, nothing else."""
+"""``cnnopt fit | validate | test | predict | profile``: arguments to calls, nothing else."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_cnnopt import callbacks as _callbacks  # noqa: F401 - short names resolve among imported classes
 from lightning_cnnopt import data as _data  # noqa: F401
 from lightning_cnnopt.analysis import RunReport, WritePredictions, locations
+from lightning_cnnopt.commands import CommandTrainer
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError, check_choice, check_range
 from lightning_cnnopt.messages import cannot_be_made, paragraph, refusal
@@ -31,6 +32,7 @@ from lightning_cnnopt.module import ImageClassifier
 from lightning_cnnopt.parsing import Parser, read_config
 
 _FROM_DATA = ("num_classes", "in_channels", "image_size", "task", "class_names")
+_RUNS = tuple(LightningCLI.subcommands())
 _EVALUATIONS = ("validate", "test", "predict")
 
 
@@ -43,6 +45,7 @@ class CnnoptCLI(LightningCLI):
         super().__init__(
             LightningModule,
             LightningDataModule,
+            trainer_class=CommandTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # parameters that edits add later would never enter its optimizers
@@ -52,12 +55,17 @@ class CnnoptCLI(LightningCLI):
             args=list(arguments),
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands, and the arguments of each that are not the user's to give."""
+        return {**LightningCLI.subcommands(), "profile": {"model", "datamodule"}}
+
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         # Lightning makes a parser with every flag for each command; one is run, and the others cost start-up time
         command = self._arguments[0]
-        description = str(inspect.getdoc(getattr(Trainer, command))).partition("\n\n")[0]
+        description = str(inspect.getdoc(getattr(CommandTrainer, command))).partition("\n\n")[0]
         kwargs = {"description": description, **kwargs.get(command, {})}
-        self._subcommand_parsers = {command: self._prepare_subcommand_parser(Trainer, command, **kwargs)}
+        self._subcommand_parsers = {command: self._prepare_subcommand_parser(CommandTrainer, command, **kwargs)}
         parser.add_subcommands().add_subcommand(command, self._subcommand_parsers[command])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -110,7 +118,10 @@ class CnnoptCLI(LightningCLI):
         root = Path(config["default_root_dir"] or "runs")
         name = self._get(self.config, "name") or _config_name(self._arguments) or "run"
         self.run_directory = _next_version(root / name)
-        if config["logger"] is None or config["logger"] is True:
+        if self.subcommand not in _RUNS:
+            kwargs |= {"logger": False, "enable_model_summary": False, "enable_progress_bar": False}
+            kwargs["enable_checkpointing"] = _has(callbacks, ModelCheckpoint)
+        elif config["logger"] is None or config["logger"] is True:
             place: dict[str, Any] = {
                 "save_dir": root,
                 "name": name,
@@ -137,7 +148,7 @@ class CnnoptCLI(LightningCLI):
         """Find the run's directory; every rank takes part in asking for it."""
         self.run_directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
-    before_validate = before_test = before_predict = before_fit
+    before_validate = before_test = before_predict = before_profile = before_fit
 
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to, and say where everything is."""
@@ -150,7 +161,7 @@ class CnnoptCLI(LightningCLI):
         """Say where everything is."""
         self._tell()
 
-    after_test = after_predict = after_validate
+    after_test = after_predict = after_profile = after_validate
 
     def _checkpoint(self) -> ModelCheckpoint:
         if isinstance(self.model, ImageClassifier) and getattr(self.datamodule, "val_size", False):

@@ -16,6 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from lightning_cnnopt.architecture import LayerCost
+
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
 
@@ -135,6 +137,45 @@ def plot_confusion(counts: Tensor, class_names: Sequence[str], title: str = "") 
                         fontsize=8,
                         color="white" if shares[row, column] > 0.6 else "black",
                     )
+    return figure
+
+
+def plot_costs(layers: Sequence[LayerCost], latency: Mapping[str, float], title: str = "") -> Figure:
+    """Draw what each layer costs, in the order of computation from the top: parameters, MACs, memory, latency.
+
+    Args:
+        layers: What :func:`~lightning_cnnopt.architecture.complexity` returned.
+        latency: Milliseconds by layer.
+        title: Heading.
+
+    Example:
+        >>> figure = plot_costs([LayerCost("conv", "Conv2d", (1, 8, 4, 4), 80, 80, 1152, 64)], {"conv": 0.1})
+        >>> [axes.get_title() for axes in figure.axes]
+        ['parameters', 'MMACs per image', 'kept for backward, MiB', 'forward, ms']
+    """
+    panels = {
+        "parameters": [float(row.parameters) for row in layers],
+        "MMACs per image": [row.macs / 1e6 for row in layers],
+        "kept for backward, MiB": [row.activation_bytes / 2**20 for row in layers],
+        "forward, ms": [latency.get(row.layer, 0.0) for row in layers],
+    }
+    figure = Figure(figsize=(13, min(60.0, 1.6 + 0.22 * len(layers))), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    first: Axes | None = None
+    for index, (name, values) in enumerate(panels.items()):
+        axes: Axes = figure.add_subplot(1, len(panels), index + 1, sharey=first)
+        axes.barh(range(len(layers)), values, color=f"C{index}")
+        axes.set_title(name)
+        axes.grid(alpha=0.3, axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        if first is None:
+            first = axes
+            axes.set_yticks(range(len(layers)), [f"{row.layer}  {row.kind}" for row in layers], fontsize=8)
+            axes.set_ylim(len(layers) - 0.5, -0.5)
+        else:
+            axes.tick_params(labelleft=False)
     return figure
 
 

@@ -258,6 +258,8 @@ def locations(trainer: Trainer, directory: Path) -> list[tuple[str, Path]]:
         "metrics": "metrics.csv",
         "predictions": "predictions.csv",
         "activation counts": "activations.csv",
+        "profile": "profile.csv",
+        "profile, drawn": "profile.png",
         "curves": "curves.png",
         "augmented images": "augmentation.png",
         "confusion matrix (validation)": "confusion_val.png",

@@ -2,6 +2,7 @@
 
 from lightning_cnnopt.architecture.blur import add_blur
 from lightning_cnnopt.architecture.callback import EditNetwork
+from lightning_cnnopt.architecture.complexity import LayerCost, complexity
 from lightning_cnnopt.architecture.edits import BlurPool, CheckpointActivations, Freeze, SmallImageStem, SqueezeExcite
 from lightning_cnnopt.architecture.freezing import freeze
 from lightning_cnnopt.architecture.functional import (
@@ -28,6 +29,7 @@ __all__ = [
     "EditNetwork",
     "Freeze",
     "GeneralizedMeanPool2d",
+    "LayerCost",
     "NetworkFactory",
     "Preprocessing",
     "PublishedNetwork",
@@ -42,6 +44,7 @@ __all__ = [
     "add_blur",
     "add_squeeze_excite",
     "checkpoint_activations",
+    "complexity",
     "compound_scaling",
     "fit_stem_to_small_images",
     "freeze",

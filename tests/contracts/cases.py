@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_cnnopt import callbacks as all_callbacks
 from lightning_cnnopt.activation import SwapActivation, WatchActivations
-from lightning_cnnopt.analysis import RunReport, WritePredictions
+from lightning_cnnopt.analysis import ProfileNetwork, RunReport, WritePredictions
 from lightning_cnnopt.architecture import BlurPool, CheckpointActivations, EditNetwork, Freeze, SmallImageStem, SqueezeExcite
 from lightning_cnnopt.augmentation import (
     AugmentBatches,
@@ -171,6 +171,7 @@ CASES = {
     "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4]),
     "ResumeRandomState": ResumeRandomState,
     "StopOnDivergence": StopOnDivergence,
+    "ProfileNetwork": partial(ProfileNetwork, (1, 8, 8), 2, 1, directory="profile"),
     "RunReport": partial(RunReport, "report"),
     "WritePredictions": partial(WritePredictions, "predictions.csv"),
 }
@@ -183,6 +184,7 @@ WITHOUT_EFFECT_ON_TRAINING = {
     "FoldBatchNorm",
     "ResumeRandomState",
     "StopOnDivergence",
+    "ProfileNetwork",
     "RunReport",
     "WatchActivations",
     "WritePredictions",

@@ -1,0 +1,34 @@
+"""The commands that Lightning's Trainer has not, as methods of a Trainer: that is how LightningCLI finds a command."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lightning_cnnopt.analysis import ProfileNetwork
+from lightning_cnnopt.core.callback import callbacks_of
+
+
+class CommandTrainer(Trainer):
+    """A Trainer with the further commands of ``cnnopt``."""
+
+    def profile(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        batch_size: int = 32,
+        repeats: int = 10,
+    ) -> None:
+        """Measure what each layer costs: parameters, MACs, activation memory, latency.
+
+        Nothing is trained. The table is printed, and written as CSV and picture.
+
+        Args:
+            model: Its network is measured, after the edits of all callbacks.
+            datamodule: States the shape of an image.
+            batch_size: Images in the batch that is measured.
+            repeats: Passes that a latency is the median of.
+        """
+        callback = ProfileNetwork(batch_size=batch_size, repeats=repeats)
+        callbacks_of(self)[:] = [one for one in callbacks_of(self) if not isinstance(one, ProfileNetwork)] + [callback]
+        self.limit_train_batches = self.limit_val_batches = self.num_sanity_val_steps = 0
+        self.fit(model, datamodule=datamodule)
