@@ -52,7 +52,8 @@ def test_the_table_and_the_csv_hold_every_layer_and_the_sums(tmp_path):
     profile = profile_network(ConvNet(), torch.zeros(4, 1, 28, 28), repeats=1)
     text = profile.table()
     assert all(row.layer in text for row in profile.layers)
-    assert "814,186" in text and "8.255" in text
+    assert "814,186" in text
+    assert "8.255" in text
     with profile.write_csv(tmp_path / "profile.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["layer"] for row in rows] == [row.layer for row in profile.layers]
@@ -131,7 +132,8 @@ def test_the_command_measures_the_edited_network_and_trains_nothing(tmp_path, mo
     (tmp_path / "c.yaml").write_text("data: Digits\nmodel: {init_args: {edits: SqueezeExcite}}\n")
     assert main(["profile", "-c", "c.yaml", "--batch_size", "4", "--repeats", "1"]) == 0
     output = capsys.readouterr().out
-    assert "4 images of 1x8x8" in output and "squeeze_excite" in output
+    assert "4 images of 1x8x8" in output
+    assert "squeeze_excite" in output
     left = tmp_path / "runs" / "c" / "version_0"
     assert {path.name for path in left.iterdir()} == {"config.yaml", "profile.csv", "profile.png"}
     assert str(left.relative_to(tmp_path) / "profile.png") in output
