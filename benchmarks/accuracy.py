@@ -2,8 +2,9 @@
 
 Usage: python -m benchmarks.accuracy configs/quickstart.yaml [--seeds 5] [--least 0.985] [--seconds 60] [--root DIR]
 
-Finished seeds are kept in the JSON file, and the same command continues after them. Exits 1 if the mean accuracy is below
-``--least``, or the median time above ``--seconds``.
+Finished seeds are kept in the JSON file, and the same command continues after them, as long as config and torch are the same:
+another torch computes other bits, and its seeds are other draws. The mean stands with its 95% interval (Student's t). Exits 1
+if the mean accuracy is below ``--least``, or the median time above ``--seconds``.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t as student
 
 from benchmarks.frame.machine import describe_machine, usable_cores
 
@@ -42,6 +46,20 @@ def measure(config: Path, seed: int, root: str | None = None) -> dict[str, float
     return {"seed": seed, "test_acc": round(accuracy, 6), "seconds": round(seconds, 1)}
 
 
+def summarize(accuracies: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Return the mean and its 95% interval; of one run, the interval is that run.
+
+    Example:
+        >>> summarize([0.9, 0.92, 0.91])
+        (0.91, (0.885159, 0.934841))
+    """
+    mean = statistics.mean(accuracies)
+    if len(accuracies) == 1:
+        return mean, (mean, mean)
+    half = float(student.ppf(0.975, len(accuracies) - 1)) * statistics.stdev(accuracies) / len(accuracies) ** 0.5
+    return round(mean, 6), (round(mean - half, 6), round(mean + half, 6))
+
+
 def main() -> int:
     """Run the seeds that are missing, print each, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,17 +73,14 @@ def main() -> int:
     out = arguments.out or Path(__file__).parent / "results" / f"accuracy_{arguments.config.stem}.json"
     keep = str(out) != "-"
     content: dict[str, Any] = {
-        "command": f"python -m benchmarks.accuracy configs/{arguments.config.name} --seeds {arguments.seeds}"
-    }
-    content = {
-        **content,
+        "command": f"python -m benchmarks.accuracy configs/{arguments.config.name} --seeds {arguments.seeds}",
         "config": arguments.config.read_text(),
         "machine": describe_machine(threads=usable_cores()),
         "runs": [],
     }
     if keep and out.exists():
         before = json.loads(out.read_text())
-        if before["config"] == content["config"]:  # figures of another recipe don't mix with these
+        if before["config"] == content["config"] and before["machine"]["torch"] == content["machine"]["torch"]:
             content["runs"] = before["runs"]
     for seed in range(arguments.seeds):
         if any(run["seed"] == seed for run in content["runs"]):
@@ -73,12 +88,16 @@ def main() -> int:
         content["runs"].append(measure(arguments.config, seed, arguments.root))
         run = content["runs"][-1]
         print(f"seed {seed}: test accuracy {run['test_acc']:.4f}, {run['seconds']:.1f} s with start-up", flush=True)
+        content["mean_test_acc"], content["interval"] = summarize([run["test_acc"] for run in content["runs"]])
         if keep:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(content, indent=1) + "\n")
-    mean = statistics.mean(run["test_acc"] for run in content["runs"])
+    mean, (low, high) = summarize([run["test_acc"] for run in content["runs"]])
     median = statistics.median(run["seconds"] for run in content["runs"])
-    print(f"{arguments.config.name}: mean test accuracy {mean:.4f} over {len(content['runs'])} seeds, median {median:.1f} s")
+    print(
+        f"{arguments.config.name}: mean test accuracy {mean:.4f} ({low:.4f} to {high:.4f}) over {len(content['runs'])} seeds, "
+        f"median {median:.1f} s"
+    )
     return 0 if mean >= arguments.least and median <= arguments.seconds else 1
 
 
