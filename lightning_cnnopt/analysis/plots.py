@@ -140,6 +140,46 @@ def plot_confusion(counts: Tensor, class_names: Sequence[str], title: str = "") 
     return figure
 
 
+def plot_classes(
+    class_names: Sequence[str], recall: Sequence[float], train_samples: Sequence[int] | None = None, title: str = ""
+) -> Figure:
+    """Draw the recall of each class as a bar, the class with the most training samples first, and the samples as a line.
+
+    Args:
+        class_names: Names of the classes.
+        recall: Share of each class that was recognized; NaN for a class without samples.
+        train_samples: Training samples of each class; without them the classes keep their order.
+        title: Heading.
+
+    Example:
+        >>> figure = plot_classes(["cat", "dog"], [0.5, 0.9], [10, 90])
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['dog', 'cat']
+    """
+    order = list(range(len(class_names)))
+    if train_samples is not None:
+        order.sort(key=lambda label: -train_samples[label])
+    figure = Figure(figsize=(min(24.0, 2.5 + 0.45 * len(order)), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Axes = figure.add_subplot()
+    heights = [0.0 if math.isnan(recall[label]) else recall[label] for label in order]
+    axes.bar(range(len(order)), heights, color="C0")
+    step = max(1, math.ceil(len(order) / 50))
+    names = [class_names[label] for label in order]
+    axes.set_xticks(range(0, len(order), step), names[::step], rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set(ylabel="recall", ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3, axis="y")
+    if train_samples is not None:
+        beside = axes.twinx()
+        beside.plot(range(len(order)), [train_samples[label] for label in order], "o-", color="C1", markersize=3)
+        beside.set_ylabel("training samples", color="C1")
+        if min(train_samples) > 0 and max(train_samples) > 5 * min(train_samples):
+            beside.set_yscale("log")
+        else:
+            beside.set_ylim(bottom=0)
+    return figure
+
+
 def plot_costs(layers: Sequence[LayerCost], latency: Mapping[str, float], title: str = "") -> Figure:
     """Draw what each layer costs, in the order of computation from the top: parameters, MACs, memory, latency.
 

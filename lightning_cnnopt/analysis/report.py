@@ -14,7 +14,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
-from lightning_cnnopt.analysis.plots import plot_confusion, plot_curves, plot_images, save_figure
+from lightning_cnnopt.analysis.classes import class_report
+from lightning_cnnopt.analysis.plots import plot_classes, plot_confusion, plot_curves, plot_images, save_figure
 from lightning_cnnopt.architecture import WeightsRecord
 from lightning_cnnopt.augmentation import Augmentation, AugmentBatches
 from lightning_cnnopt.core.batch import read_batch
@@ -28,8 +29,9 @@ class RunReport(TechniqueCallback):
     """Leaves a run's derived values and pictures in its directory, and says where everything is.
 
     Written are ``resolved.yaml`` (what was derived and so stands in no config), ``curves.png`` (loss, accuracy and learning
-    rate), ``augmentation.png`` (training images before and after) and ``confusion_val.png`` or ``confusion_test.png``. Works
-    with any LightningModule; the confusion matrix needs one whose evaluation steps return ``logits`` and ``targets``, as
+    rate), ``augmentation.png`` (training images before and after), ``confusion_val.png`` or ``confusion_test.png``, and
+    ``classes_val.csv`` and ``.png`` or those of the test (recall, precision and F1 of each class; a test prints them). Works
+    with any LightningModule; confusion and classes need one whose evaluation steps return ``logits`` and ``targets``, as
     ``ImageClassifier`` does.
 
     Args:
@@ -166,6 +168,17 @@ class RunReport(TechniqueCallback):
             accuracy = counts.diag().sum() / counts.sum()
             figure = plot_confusion(counts, names, f"{split}: {int(counts.sum())} images, accuracy {float(accuracy):.2%}")
             save_figure(figure, self._folder / f"confusion_{split}.png")
+            self._report_classes(trainer, counts, names, split)
+
+    def _report_classes(self, trainer: Trainer, confusion: Tensor, names: list[str], split: str) -> None:
+        class_counts: Any = getattr(getattr(trainer, "datamodule", None), "class_counts", None)
+        trained = class_counts() if callable(class_counts) else None
+        report = class_report(confusion, names, trained)
+        report.write_csv(self._folder / f"classes_{split}.csv")
+        if trainer.state.fn in ("validate", "test"):
+            print(report.table(f"{split}, class by class"))
+        recall = [result.recall for result in report.classes]
+        save_figure(plot_classes(names, recall, trained, f"{split}: recall"), self._folder / f"classes_{split}.png")
 
     def _draw_augmentation(self, trainer: Trainer, augmentation: Augmentation, directory: Path) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -262,6 +275,10 @@ def locations(trainer: Trainer, directory: Path) -> list[tuple[str, Path]]:
         "profile, drawn": "profile.png",
         "curves": "curves.png",
         "augmented images": "augmentation.png",
+        "classes (validation)": "classes_val.csv",
+        "classes (validation), drawn": "classes_val.png",
+        "classes (test)": "classes_test.csv",
+        "classes (test), drawn": "classes_test.png",
         "confusion matrix (validation)": "confusion_val.png",
         "confusion matrix (test)": "confusion_test.png",
     }

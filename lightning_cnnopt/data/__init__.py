@@ -1,7 +1,9 @@
 """Data modules and loaders."""
 
-from lightning_cnnopt.data.datamodule import ImageDataModule, ImageSet
+from lightning_cnnopt.data.datamodule import ImageDataModule
+from lightning_cnnopt.data.image_set import ImageSet
+from lightning_cnnopt.data.long_tail import long_tail
 from lightning_cnnopt.data.resident import ResidentLoader
 from lightning_cnnopt.data.sets import Digits, FashionMNIST, TensorData
 
-__all__ = ["Digits", "FashionMNIST", "ImageDataModule", "ImageSet", "ResidentLoader", "TensorData"]
+__all__ = ["Digits", "FashionMNIST", "ImageDataModule", "ImageSet", "ResidentLoader", "TensorData", "long_tail"]

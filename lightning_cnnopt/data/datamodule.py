@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -16,32 +15,14 @@ from typing_extensions import override
 from lightning_cnnopt.augmentation import Augmentation, Mixing, Transform
 from lightning_cnnopt.core.batch import read_batch, to_float, write_batch
 from lightning_cnnopt.core.callback import callbacks_of
-from lightning_cnnopt.core.errors import DataError, check_range
+from lightning_cnnopt.core.errors import DataError, check_choice, check_range
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, shared_seed
+from lightning_cnnopt.data.image_set import ImageSet, channel_statistics, check_set
+from lightning_cnnopt.data.long_tail import long_tail
 from lightning_cnnopt.data.resident import ResidentLoader
+from lightning_cnnopt.imbalance import Scheme, sample_weights
 
 Task = Literal["multiclass", "binary", "multilabel"]
-
-
-@dataclass
-class ImageSet:
-    """Images with their targets.
-
-    Args:
-        images: (N, C, H, W), uint8, or floats in [0, 1].
-        targets: (N,) classes; (N,) zeros and ones for a binary task; (N, labels) zeros and ones for labels.
-    """
-
-    images: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.images)
-
-    def __getitem__(self, index: Any) -> ImageSet:
-        """Return the samples at ``index``."""
-        return ImageSet(self.images[index], self.targets[index])
 
 
 class ImageDataModule(LightningDataModule):
@@ -62,6 +43,11 @@ class ImageDataModule(LightningDataModule):
         split_seed: Seed of that split; apart from the run's, so that seeds vary training only.
         normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
         drop_last: Leave a last, smaller training batch out.
+        sampling: Draw training samples with replacement, by the frequency of their class: ``"balanced"``, every class as
+            often as every other, ``"sqrt"`` or ``"effective"``; see :func:`~lightning_cnnopt.imbalance.sample_weights`. By
+            default every sample comes once an epoch.
+        long_tail: Leave samples out of the training split, so that its classes are long-tailed with this ratio of the first
+            to the last; see :func:`~lightning_cnnopt.data.long_tail`. For studies; validation and test stay as they are.
 
     Raises:
         ConfigurationError: If an argument is out of range.
@@ -81,6 +67,8 @@ class ImageDataModule(LightningDataModule):
         split_seed: int = 0,
         normalize: bool | None = None,
         drop_last: bool = False,
+        sampling: Scheme | None = None,
+        long_tail: float | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -90,12 +78,18 @@ class ImageDataModule(LightningDataModule):
             check_range(name, "val_size", val_size, 0, 1, high_open=True)
         else:
             check_range(name, "val_size", val_size, 0)
+        if sampling is not None:
+            check_choice(name, "sampling", sampling, get_args(Scheme))
+        if long_tail is not None:
+            check_range(name, "long_tail", long_tail, 1)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_size = val_size
         self.split_seed = split_seed
         self.normalize = normalize
         self.drop_last = drop_last
+        self.sampling: Scheme | None = sampling
+        self.long_tail = long_tail
         self.augmentation = Augmentation(augmentation, mixing, self.num_classes)
         self._sets: dict[str, ImageSet] = {}
         self._loader: ResidentLoader | None = None
@@ -228,8 +222,9 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> ResidentLoader:
         data = self.train_set
         shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
+        weights = sample_weights(data.targets, self.num_classes, self.sampling) if shuffle and self.sampling else None
         loader = ResidentLoader(
-            data.images, data.targets, self.batch_size, shuffle, self.drop_last, seed=self._seed, training=True
+            data.images, data.targets, self.batch_size, shuffle, self.drop_last, False, self._seed, True, weights
         )
         if self.trainer is not None and self.trainer.current_epoch > 0:
             # reload_dataloaders_every_n_epochs, or a Trainer that goes on with a second fit
@@ -298,37 +293,17 @@ class ImageDataModule(LightningDataModule):
                 ) from error
             self._sets["val"] = data[torch.tensor(sorted(held_out))]
             data = data[torch.tensor(sorted(train))]
+        if self.long_tail is not None:
+            data = data[long_tail(data.targets, self.long_tail, self.split_seed)]
         self._sets["train"] = data
 
     def _checked(self, data: ImageSet, split: str) -> ImageSet:
-        name = type(self).__name__
-        if len(data) == 0:
-            raise DataError(f"{name}: the {split} split is empty.")
-        if len(data.targets) != len(data):
-            raise DataError(f"{name}: the {split} split has {len(data)} images and {len(data.targets)} targets.")
-        if self.task == "multiclass":
-            low, high = int(data.targets.min()), int(data.targets.max())
-            if low < 0 or high >= self.num_classes:
-                raise DataError(
-                    f"{name}: labels of the {split} split run from {low} to {high}; with {self.num_classes} "
-                    "classes they have to be "
-                    f"from 0 to {self.num_classes - 1}."
-                )
+        check_set(data, f"{type(self).__name__}: the {split} split", self.num_classes if self.task == "multiclass" else None)
         return data
 
     def _measure(self) -> tuple[list[float], list[float]]:
         if self._statistics is None:
-            images = self.train_set.images
-            # one pass in blocks: a float copy of a large set would not fit beside it
-            total, squares, count = torch.zeros(self.in_channels).double(), torch.zeros(self.in_channels).double(), 0
-            for block in images.split(4096):
-                pixels = to_float(block).double().transpose(0, 1).flatten(1)
-                total, squares, count = total + pixels.sum(1), squares + pixels.square().sum(1), count + pixels.shape[1]
-            mean = total / count
-            std = (squares / count - mean.square()).clamp_min(0).sqrt()
-            if (std < 1e-6).any():
-                raise DataError(f"{type(self).__name__}: channel {int(std.argmin())} is constant over the training set.")
-            self._statistics = ([round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()])
+            self._statistics = channel_statistics(self.train_set.images, type(self).__name__)
         return self._statistics
 
     def _normalizes(self) -> bool:

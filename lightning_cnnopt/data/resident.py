@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cnnopt.core.errors import DataError, check_range
+from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_range
 from lightning_cnnopt.core.randomness import Stream, rank, shared_seed, world_size
 
 
@@ -29,6 +29,9 @@ class ResidentLoader:
     The state holds the position within the epoch, so Lightning resumes in mid-epoch with the very next batch. After a
     checkpoint of an epoch's end the next epoch comes if :class:`~lightning_cnnopt.core.ResumeRandomState` is attached.
 
+    With ``weights`` the order is N draws with replacement, each sample as likely as its weight says. It is one draw for all
+    ranks, so all of the above holds: shares of the same draw, and the very next batch after a resume.
+
     Several processes exchange the seed when the first epoch begins, so all of them have to iterate it, unless ``seed`` is
     given.
 
@@ -41,9 +44,12 @@ class ResidentLoader:
         with_index: Yield ``{"image": …, "index": …}``, for prediction, in place of ``(images, targets)``.
         seed: Seed of the order; by default that of the run, on rank 0.
         training: Whether it feeds training, so that all ranks need equally many samples; by default as ``shuffle``.
+        weights: (N,), how often each sample is drawn in proportion to the others; with ``shuffle``. See
+            :func:`~lightning_cnnopt.imbalance.sample_weights`.
 
     Raises:
-        DataError: If there are no samples, fewer than ranks to train, or not as many targets as images.
+        DataError: If there are no samples, fewer than ranks to train, or not as many targets or weights as images.
+        ConfigurationError: If weights can't be right, or come without ``shuffle``.
 
     Example:
         >>> loader = ResidentLoader(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10), batch_size=4, shuffle=True)
@@ -61,12 +67,15 @@ class ResidentLoader:
         with_index: bool = False,
         seed: int | None = None,
         training: bool | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         check_range("ResidentLoader", "batch_size", batch_size, 1)
         if len(images) != len(targets):
             raise DataError(f"ResidentLoader: {len(images)} images and {len(targets)} targets do not belong together.")
         if len(images) == 0:
             raise DataError("ResidentLoader: there are no samples; this split of the data is empty.")
+        if weights is not None:
+            _check_weights(weights, len(images), shuffle)
         self.images = images.contiguous()
         self.targets = targets
         self.batch_size = batch_size
@@ -74,6 +83,8 @@ class ResidentLoader:
         self.drop_last = drop_last
         self.with_index = with_index
         self.training = shuffle if training is None else training
+        # in double precision: the sums of single ones would not tell the samples of a large set apart
+        self._cumulated = None if weights is None else weights.double().cumsum(0)
         self._stream = Stream("order", seed, per_rank=False)
         self._epoch_start: Tensor | None = None  # the stream's state before this epoch's order was drawn
         self._position = 0
@@ -125,7 +136,14 @@ class ResidentLoader:
         if state is not None:
             self._stream.generator.set_state(state.cpu())
         self._epoch_start = self._stream.generator.get_state()
-        return torch.randperm(len(self.images), generator=self._stream.generator)
+        if self._cumulated is None:
+            return torch.randperm(len(self.images), generator=self._stream.generator)
+        draws = torch.rand(len(self.images), dtype=torch.float64, generator=self._stream.generator)
+        # torch.multinomial takes 2²⁴ samples at most. A draw that is a sample's end belongs to the next one of any weight, and
+        # the end of all is no draw, which rounding could make of one
+        end = self._cumulated[-1]
+        points = (draws * end).clamp_max(torch.nextafter(end, torch.zeros_like(end)))
+        return torch.searchsorted(self._cumulated, points, right=True)
 
     def _cuts(self) -> list[tuple[int, int]]:
         count, ranks = len(self.images), world_size()
@@ -142,3 +160,12 @@ class ResidentLoader:
             cuts.pop()
             cuts[-1] = (cuts[-1][0], count)
         return cuts
+
+
+def _check_weights(weights: Tensor, count: int, shuffle: bool) -> None:
+    if weights.shape != (count,):
+        raise DataError(f"ResidentLoader: weights of shape {tuple(weights.shape)} for {count} samples; expected one for each.")
+    if not shuffle:
+        raise ConfigurationError("ResidentLoader: weights say how to draw samples; give them together with shuffle=True.")
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool(weights.any()):
+        raise ConfigurationError("ResidentLoader: weights have to be finite and not negative, and one of them above 0.")

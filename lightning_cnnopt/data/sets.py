@@ -15,7 +15,8 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from typing_extensions import override
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice
-from lightning_cnnopt.data.datamodule import ImageDataModule, ImageSet, Task
+from lightning_cnnopt.data.datamodule import ImageDataModule, Task
+from lightning_cnnopt.data.image_set import ImageSet
 
 
 class Digits(ImageDataModule):

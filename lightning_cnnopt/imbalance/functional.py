@@ -48,6 +48,36 @@ def class_weights(counts: Tensor, scheme: Scheme = "balanced", beta: float = 0.9
     return (weights * counts.sum() / (weights * counts).sum()).float()
 
 
+def sample_weights(targets: Tensor, num_classes: int, scheme: Scheme = "balanced", beta: float = 0.999) -> Tensor:
+    """Return how often to draw each sample in proportion to the others, by the frequency of its class.
+
+    ``"balanced"`` draws every class as often as every other, ``"sqrt"`` in proportion to √nᶜ, ``"effective"`` in proportion to
+    nᶜ over its effective number.
+
+    Args:
+        targets: (N,) classes.
+        num_classes: Number of classes.
+        scheme: As for :func:`class_weights`.
+        beta: β of the effective number.
+
+    Returns:
+        (N,) weights with the mean 1.
+
+    Raises:
+        DataError: If the targets are no single labels, or a class has no samples.
+
+    Example:
+        >>> sample_weights(torch.tensor([0, 0, 0, 1]), 2)
+        tensor([0.6667, 0.6667, 0.6667, 2.0000])
+    """
+    if targets.ndim != 1 or targets.is_floating_point():
+        raise DataError(
+            f"Samples are drawn by their class, and targets of shape {tuple(targets.shape)} and type {targets.dtype} are no "
+            "single labels."
+        )
+    return class_weights(torch.bincount(targets, minlength=num_classes), scheme, beta)[targets]
+
+
 def effective_number(counts: Tensor, beta: float = 0.999) -> Tensor:
     """Return the effective number of samples of each class, (1 - βⁿ) / (1 - β), in double precision.
 

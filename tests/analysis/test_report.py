@@ -42,11 +42,12 @@ def fitted(tmp_path, *callbacks, data=None, **arguments):
 def test_a_run_leaves_its_pictures(tmp_path):
     trainer, model, data = fitted(tmp_path)
     trainer.test(model, data, verbose=False)
-    names = {"curves.png", "augmentation.png", "confusion_val.png", "confusion_test.png"}
-    assert {path.name for path in tmp_path.iterdir()} == {*names, "resolved.yaml"}
+    names = {"curves.png", "augmentation.png", "confusion_val.png", "confusion_test.png", "classes_val.png", "classes_test.png"}
+    texts = {"resolved.yaml", "classes_val.csv", "classes_test.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names | texts
     assert all(is_a_picture(tmp_path / name) for name in names)
     told = dict(locations(trainer, tmp_path))
-    assert {path.name for path in told.values()} == {*names, "resolved.yaml"}
+    assert {path.name for path in told.values()} == names | texts
 
 
 def test_the_derived_values_are_those_of_data_network_and_trainer(tmp_path):
