@@ -33,6 +33,7 @@ from lightning_cnnopt.core.pretrained import (
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, start_equal
 from lightning_cnnopt.core.spec import build, call_with_known, factory_of, listed
 from lightning_cnnopt.core.surgery import Edit, applied_edits
+from lightning_cnnopt.imbalance import BindClassCounts, CountedCriterion
 from lightning_cnnopt.initialization import Initializer
 from lightning_cnnopt.initialization.callback import initialize, sample_for, with_counts
 from lightning_cnnopt.initialization.initializers import as_initializer
@@ -284,13 +285,17 @@ class ImageClassifier(MeasuredModule):
                 scheduled = ScheduleLearningRate(self.schedule)
                 scheduled.of_module = True
                 self.own_callbacks.append(scheduled)
+            if isinstance(self.criterion, CountedCriterion):
+                self.own_callbacks.append(BindClassCounts())
         others = [c for c in callbacks_of(self.trainer) if isinstance(c, ScheduleLearningRate) and not c.of_module]
         if others and self.schedule is not None:
             raise ConfigurationError(
                 f"The model has schedule={self.schedule!r} and the Trainer has a ScheduleLearningRate with "
                 f"{others[0].schedule!r}; keep one."
             )
-        return [callback for callback in self.own_callbacks if callback not in callbacks_of(self.trainer)]
+        present = callbacks_of(self.trainer)
+        given = any(isinstance(callback, BindClassCounts) for callback in present)
+        return [c for c in self.own_callbacks if c not in present and not (given and isinstance(c, BindClassCounts))]
 
     @override
     def configure_optimizers(self) -> Optimizer:

@@ -1,6 +1,36 @@
 """Training on classes of very different frequency."""
 
-from lightning_cnnopt.imbalance.callback import ClassWeights
-from lightning_cnnopt.imbalance.functional import Scheme, class_weights, effective_number, positive_weights, sample_weights
+from lightning_cnnopt.imbalance.callback import BindClassCounts, ClassWeights
+from lightning_cnnopt.imbalance.criteria import LDAM, CountedCriterion, FocalLoss, LogitAdjustment
+from lightning_cnnopt.imbalance.functional import (
+    Scheme,
+    class_weights,
+    effective_number,
+    focal_loss,
+    label_distribution_aware_margin_loss,
+    logit_adjustment,
+    margins,
+    positive_weights,
+    sample_weights,
+)
+from lightning_cnnopt.imbalance.layers import CosineHead, CosineLinear
 
-__all__ = ["ClassWeights", "Scheme", "class_weights", "effective_number", "positive_weights", "sample_weights"]
+__all__ = [
+    "LDAM",
+    "BindClassCounts",
+    "ClassWeights",
+    "CosineHead",
+    "CosineLinear",
+    "CountedCriterion",
+    "FocalLoss",
+    "LogitAdjustment",
+    "Scheme",
+    "class_weights",
+    "effective_number",
+    "focal_loss",
+    "label_distribution_aware_margin_loss",
+    "logit_adjustment",
+    "margins",
+    "positive_weights",
+    "sample_weights",
+]
