@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -143,7 +144,7 @@ class BindClassCounts(TechniqueCallback):
         counts: Training samples of each class; by default ``class_counts()`` of the data module.
 
     Raises:
-        ConfigurationError: If there is no such criterion, or the frequencies are unknown.
+        ConfigurationError: If the frequencies are unknown, or the data module draws samples by them already.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -159,9 +160,9 @@ class BindClassCounts(TechniqueCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         criteria = [child for child in pl_module.modules() if isinstance(child, CountedCriterion)]
         if not criteria:
-            raise ConfigurationError(
-                f"BindClassCounts: {type(pl_module).__name__} has no criterion that goes by the frequencies of the classes, "
-                "such as LogitAdjustment or LDAM, as a child."
+            rank_zero_warn(
+                f"BindClassCounts changed nothing: {type(pl_module).__name__} has no criterion that goes by the frequencies of "
+                "the classes, such as LogitAdjustment or LDAM, as a child."
             )
         datamodule: Any = getattr(trainer, "datamodule", None)
         for criterion in criteria:

@@ -25,7 +25,7 @@ from lightning_cnnopt.augmentation import (
 from lightning_cnnopt.core import ResumeRandomState, StopOnDivergence
 from lightning_cnnopt.core.spec import Configurable
 from lightning_cnnopt.dropout import DropBlock, DropConnect, Dropout, ScheduleDropout, SpatialDropout, StochasticDepth
-from lightning_cnnopt.imbalance import ClassWeights
+from lightning_cnnopt.imbalance import BindClassCounts, ClassWeights, CosineHead
 from lightning_cnnopt.initialization import (
     LSUV,
     Chain,
@@ -104,6 +104,7 @@ CASES = {
     "DropBlock": partial(DropBlock, 0.2, 3),
     "DropConnect": partial(DropConnect, 0.2, ["Linear", "Conv2d"]),
     "StochasticDepth": partial(StochasticDepth, 0.5),
+    "CosineHead": CosineHead,
     "XavierUniform": XavierUniform,
     "XavierNormal": XavierNormal,
     "Kaiming": Kaiming,
@@ -169,6 +170,7 @@ CASES = {
     "CompileNetwork": partial(CompileNetwork, "eager"),
     "EMA": partial(EMA, 0.9),
     "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4]),
+    "BindClassCounts": partial(BindClassCounts, [1, 2, 3, 4]),
     "ResumeRandomState": ResumeRandomState,
     "StopOnDivergence": StopOnDivergence,
     "ProfileNetwork": partial(ProfileNetwork, (1, 8, 8), 2, 1, directory="profile"),
@@ -178,6 +180,7 @@ CASES = {
 """A fresh instance by the name of its class."""
 
 WITHOUT_EFFECT_ON_TRAINING = {
+    "BindClassCounts",
     "CheckpointActivations",
     "Constant",
     "CompileNetwork",
