@@ -3,9 +3,9 @@
 Usage: python -m benchmarks.long_tail [--seeds 5] [--root DIR]
 
 Fashion-MNIST is made long-tailed, 100 to 1 (configs/long_tail.yaml); training alone, the test is balanced. Each technique is
-its overlay of configs/imbalance/ as it stands: nothing was tuned for it. A difference to plain training is that of the same seed,
-so of the same split, weights and order of samples as far as the technique leaves them; it stands with its 95% interval (Student's
-t). Finished runs are kept in the JSON file, and the same command continues after them. Exits 0 whatever the figures.
+its overlay of configs/imbalance/ as it stands: nothing was tuned for it. A difference to plain training is that of the same
+seed, so of the same split, weights and order of samples as far as the technique leaves them; it stands with its 95% interval
+(Student's t). Finished runs are kept in the JSON file, and the same command continues after them. Exits 0 whatever the figures.
 """
 
 from __future__ import annotations
