@@ -255,7 +255,8 @@ class ImageClassifier(MeasuredModule):
         if not is_set and statistics is not None:
             self.preprocessing.set(*statistics())
         checkpoints.check_network_fits(self)
-        if type(self.criterion).__module__.startswith("torch.nn.") and not is_overridden("loss", self, ImageClassifier):
+        known = type(self.criterion).__module__.startswith(("torch.nn.", "lightning_cnnopt."))
+        if known and not is_overridden("loss", self, ImageClassifier):
             checkpoints.check_criterion_fits(self)  # a loss of the user's own may want other targets, such as mixed ones
         self._norms = special_norms(self.network)
 

@@ -199,13 +199,19 @@ def check_network_fits(module: Any) -> None:
 
 
 def check_criterion_fits(module: Any) -> None:
-    """Raise unless the loss takes the logits and targets of the task and gives one number.
+    """Raise unless the loss is one for the task, takes its logits and targets, and gives one number.
 
-    It runs once on zeros, in evaluation mode.
+    It runs once on zeros, in evaluation mode. A criterion may say in an attribute ``tasks`` which ones it is for.
 
     Raises:
         ConfigurationError: Naming criterion, targets and what went wrong.
     """
+    tasks = getattr(module.criterion, "tasks", (module.task,))
+    if module.task not in tasks:
+        raise ConfigurationError(
+            f"criterion={module.criterion!r} is a loss for the task {' or '.join(tasks)}, and the model has "
+            f"task={module.task!r}."
+        )
     classes = module.num_classes
     count = 2 if classes != 2 else 3  # other than classes: a criterion that broadcasts one against the other shows
     shape = (count,) if module.task == "multiclass" else (count, classes)

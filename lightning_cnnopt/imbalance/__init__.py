@@ -1,14 +1,14 @@
 """Training on classes of very different frequency."""
 
 from lightning_cnnopt.imbalance.callback import BindClassCounts, ClassWeights
-from lightning_cnnopt.imbalance.criteria import LDAM, CountedCriterion, FocalLoss, LogitAdjustment
+from lightning_cnnopt.imbalance.criteria import LDAM, CountedCriterion, FocalLoss, LogitAdjustment, SigmoidFocalLoss
 from lightning_cnnopt.imbalance.functional import (
     Scheme,
     class_weights,
     effective_number,
     focal_loss,
     label_distribution_aware_margin_loss,
-    logit_adjustment,
+    log_prior,
     margins,
     positive_weights,
     sample_weights,
@@ -25,11 +25,12 @@ __all__ = [
     "FocalLoss",
     "LogitAdjustment",
     "Scheme",
+    "SigmoidFocalLoss",
     "class_weights",
     "effective_number",
     "focal_loss",
     "label_distribution_aware_margin_loss",
-    "logit_adjustment",
+    "log_prior",
     "margins",
     "positive_weights",
     "sample_weights",

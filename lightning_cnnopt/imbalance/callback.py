@@ -63,7 +63,7 @@ class ClassWeights(TechniqueCallback):
     ) -> None:
         check_choice("ClassWeights", "scheme", scheme, get_args(Scheme))
         check_range("ClassWeights", "beta", beta, 0, 1, high_open=True)
-        parse_duration(start, "start")
+        parse_duration(start, "ClassWeights: start")
         self.scheme: Scheme = scheme
         self.counts = None if counts is None else list(counts)
         self.total = total
@@ -94,7 +94,9 @@ class ClassWeights(TechniqueCallback):
             weights = class_weights(tensor, self.scheme, self.beta)
         self._weights = weights.to(pl_module.device)
         self._length = TrainingLength.of(trainer) if self.start else None
-        self._begin = fraction_of(self.start, self._length, "start")
+        self._begin = fraction_of(self.start, self._length, "ClassWeights: start")
+        if self._begin >= 1:
+            rank_zero_warn(f"{self!r} weighs nothing: this training ends before start={self.start!r}.")
         self._apply(trainer)
 
     @override
@@ -130,7 +132,7 @@ class ClassWeights(TechniqueCallback):
 
     def _set(self, weights: Tensor | None) -> None:
         # not persistent: the state of the module keeps the keys that it has without this technique
-        if self._criterion is not None:
+        if self._criterion is not None and self._criterion._buffers[self._name] is not weights:
             self._criterion.register_buffer(self._name, weights, persistent=False)
 
 
@@ -144,7 +146,8 @@ class BindClassCounts(TechniqueCallback):
         counts: Training samples of each class; by default ``class_counts()`` of the data module.
 
     Raises:
-        ConfigurationError: If the frequencies are unknown, or the data module draws samples by them already.
+        ConfigurationError: If the frequencies are unknown or of labels that are not exclusive, or the data module draws
+            samples by them already.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -173,6 +176,11 @@ class BindClassCounts(TechniqueCallback):
             counts = self.counts
             if counts is None and hasattr(datamodule, "class_counts"):
                 counts = datamodule.class_counts()
+                if getattr(datamodule, "task", "multiclass") != "multiclass":
+                    raise ConfigurationError(
+                        f"{type(criterion).__name__} goes by the frequencies of classes that are exclusive, and the data "
+                        f"module has task={datamodule.task!r}."
+                    )
             if counts is None:
                 raise ConfigurationError(
                     f"{type(criterion).__name__}: the data module states no class counts; pass counts=, to it or to "
@@ -180,9 +188,16 @@ class BindClassCounts(TechniqueCallback):
                 )
             criterion.bind(counts, pl_module.device)
 
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # whoever called eval() on a module and fits it again
+        plain = [c for c in pl_module.modules() if isinstance(c, CountedCriterion) and not c.training]
+        if plain:
+            rank_zero_warn(f"{plain[0]!r} is in evaluation mode, where it is plain cross entropy; call train() on it.")
+
 
 def _refuse_sampling(datamodule: Any, owner: str) -> None:
-    if getattr(datamodule, "sampling", None) is not None:
+    if getattr(datamodule, "sampling", None) in get_args(Scheme):
         raise ConfigurationError(
             f"{owner} and data.sampling={datamodule.sampling!r} make up for the same frequencies, and both together for too "
             "much; keep one."

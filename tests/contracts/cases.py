@@ -169,7 +169,7 @@ CASES = {
     "ChannelsLast": ChannelsLast,
     "CompileNetwork": partial(CompileNetwork, "eager"),
     "EMA": partial(EMA, 0.9),
-    "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4]),
+    "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4], start="2st"),
     "BindClassCounts": partial(BindClassCounts, [1, 2, 3, 4]),
     "ResumeRandomState": ResumeRandomState,
     "StopOnDivergence": StopOnDivergence,

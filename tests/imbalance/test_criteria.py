@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from lightning_cnnopt import ConvNet, Digits, ImageClassifier
+from lightning_cnnopt import ConvNet, Digits, ImageClassifier, TensorData
 from lightning_cnnopt.augmentation import MixUp
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
 from lightning_cnnopt.imbalance import (
@@ -25,10 +26,11 @@ from lightning_cnnopt.imbalance import (
     CosineLinear,
     FocalLoss,
     LogitAdjustment,
+    SigmoidFocalLoss,
     label_distribution_aware_margin_loss,
     margins,
 )
-from tests.lightning_tools import Foreign, plain_loader, quiet_trainer
+from tests.lightning_tools import Foreign, Killed, SaveAtBatch, plain_loader, quiet_trainer, resident_loader, weights_of
 
 WEIGHT = [0.5, 2.0, 1.0, 3.0]
 
@@ -124,34 +126,61 @@ def by_the_paper(logits, targets, widths, scale, weight=None):
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_margins_are_taken_off_the_true_class(weight, scale):
     logits, targets = batch()
-    logits = (logits / logits.abs().max()).detach().requires_grad_()
+    cosines = (logits / logits.abs().max()).detach().requires_grad_()
     widths = margins(torch.tensor([100, 10, 5, 1])).double()
     weight = None if weight is None else torch.tensor(weight).double()
-    ours = label_distribution_aware_margin_loss(logits, targets, widths, scale, weight)
-    expected = by_the_paper(logits, targets, widths, scale, weight)
+    ours = label_distribution_aware_margin_loss(scale * cosines, targets, scale * widths, weight)
+    expected = by_the_paper(cosines, targets, widths, scale, weight)
     assert torch.allclose(ours, expected)
-    assert torch.allclose(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, expected)))
+    assert torch.allclose(*(torch.autograd.grad(loss, cosines)[0] for loss in (ours, expected)))
     soft = mixed(targets)
-    per_class = [by_the_paper(logits[[i]], torch.tensor([c]), widths, scale) * soft[i, c] for i in range(16) for c in range(4)]
-    assert torch.allclose(label_distribution_aware_margin_loss(logits, soft, widths, scale), sum(per_class) / 16)
+    per_class = [by_the_paper(cosines[[i]], torch.tensor([c]), widths, scale) * soft[i, c] for i in range(16) for c in range(4)]
+    ours = label_distribution_aware_margin_loss(scale * cosines, soft, scale * widths)
+    assert torch.allclose(ours, sum(per_class) / 16)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("level", [0.0, 0.3, -0.7, 1.1])
+def test_where_logits_are_equal_the_gradient_is_still_the_papers(classes, level):
+    # as under a head that starts at zero: neither class of two is then the more probable one
+    logits = torch.full((3, classes), level, requires_grad=True)
+    targets, widths = torch.tensor([0, 1, 1]), margins(torch.tensor([100, 5, 5, 5][:classes]))
+    ours = label_distribution_aware_margin_loss(logits, targets, widths)
+    expected = by_the_paper(logits, targets, widths, 1.0)
+    assert torch.allclose(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, expected)), atol=1e-6)
+
+
+def test_gradients_are_those_of_finite_differences():
+    logits, targets = batch(count=3)
+    soft = mixed(targets)
+    adjusted, wide = LogitAdjustment(counts=[9, 3, 2, 1]), LDAM(counts=[9, 3, 2, 1], scale=2)
+    for criterion in (FocalLoss(1.5), adjusted.double(), wide.double()):
+        assert torch.autograd.gradcheck(criterion, (logits, targets))
+        assert torch.autograd.gradcheck(criterion, (logits, soft))
 
 
 def test_margins_of_images_that_are_surely_right_or_wrong_have_a_finite_gradient():
     cosines = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]], requires_grad=True)
-    loss = LDAM(counts=[100, 1], scale=100)(cosines, torch.tensor([0, 0, 1]))
+    loss = LDAM(counts=[100, 1], scale=100)(100 * cosines, torch.tensor([0, 0, 1]))
     loss.backward()
     assert torch.isfinite(cosines.grad).all()
     expected = by_the_paper(cosines, torch.tensor([0, 0, 1]), margins(torch.tensor([100, 1])), 100)
     assert torch.allclose(loss, expected)
 
 
-def test_ldam_is_plain_in_evaluation_and_wants_cosines():
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_ldam_is_plain_in_evaluation(scale):
     logits, targets = batch()
-    criterion = LDAM(counts=[4, 4, 4, 1])
-    assert torch.equal(criterion.eval()(logits, targets), F.cross_entropy(30 * logits, targets))
-    with pytest.raises(ConfigurationError, match=r"scale=30 is for cosines, and the logits reach .* Add the edit CosineHead"):
-        criterion.train()(logits, targets)
-    assert torch.isfinite(LDAM(scale=1, counts=[4, 4, 4, 1])(logits, targets))
+    criterion = LDAM(counts=[4, 4, 4, 1], scale=scale)
+    assert torch.equal(criterion.eval()(logits, targets), F.cross_entropy(logits, targets))
+
+
+def test_ldam_behind_a_cosine_head_is_the_papers():
+    head, counts = CosineLinear(6, 4, scale=30), [100, 10, 5, 1]
+    features, targets = torch.randn(16, 6), torch.arange(16) % 4
+    cosines = F.cosine_similarity(features[:, None], head.weight[None], dim=2)
+    expected = by_the_paper(cosines, targets, margins(torch.tensor(counts), 0.4), 30)
+    assert torch.allclose(LDAM(0.4, 30, counts)(head(features), targets), expected, atol=1e-5)
 
 
 def test_a_cosine_head_gives_cosines_and_keeps_weights_and_names():
@@ -163,8 +192,8 @@ def test_a_cosine_head_gives_cosines_and_keeps_weights_and_names():
     assert network.classifier.weight is weight
     assert list(network.state_dict()) == names
     features = torch.randn(5, 128)
-    expected = F.cosine_similarity(features[:, None], weight[None], dim=2)
-    assert torch.allclose(network.classifier(features), expected, atol=1e-6)
+    expected = 30 * F.cosine_similarity(features[:, None], weight[None], dim=2)
+    assert torch.allclose(network.classifier(features), expected, atol=1e-4)
     assert isinstance(network.head[0].dense, nn.Linear)
     assert not isinstance(network.head[0].dense, CosineLinear)
 
@@ -177,11 +206,14 @@ def test_a_cosine_head_gives_cosines_and_keeps_weights_and_names():
         (lambda: LogitAdjustment(-1), "tau=-1"),
         (lambda: LogitAdjustment(counts=[3, 0]), "counts=0"),
         (lambda: LDAM(max_margin=-1), "max_margin=-1"),
-        (lambda: LDAM(scale=0), "scale=0"),
+        (lambda: LDAM(scale=0), "LDAM: scale=0"),
+        (lambda: CosineHead(0), "CosineHead: scale=0"),
+        (lambda: SigmoidFocalLoss(alpha=2), "alpha=2"),
+        (lambda: SigmoidFocalLoss(gamma=-1), "gamma=-1"),
         (lambda: ClassWeights(start=1.5), "start=1.5"),
         (lambda: ClassWeights(start="soon"), "start='soon'"),
     ],
-    ids=["gamma", "smoothing", "tau", "counts", "margin", "scale", "late", "words"],
+    ids=["gamma", "smoothing", "tau", "counts", "margin", "scale", "head", "alpha", "gamma2", "late", "words"],
 )
 def test_arguments_are_checked(make, said):
     with pytest.raises(ConfigurationError, match=said):
@@ -192,10 +224,49 @@ def test_targets_and_counts_that_do_not_fit_are_named():
     logits, targets = batch()
     with pytest.raises(DataError, match=r"targets of shape \(16, 3\)"):
         FocalLoss()(logits, torch.rand(16, 3))
-    with pytest.raises(DataError, match=r"counts of shape \(2,\) for 4 classes"):
-        LogitAdjustment(counts=[1, 2])(logits, targets)
+    for criterion in (LogitAdjustment(counts=[1, 2]), LogitAdjustment(counts=[1, 2]).eval()):
+        with pytest.raises(ConfigurationError, match=r"counts of 2 classes, and the logits are of shape \(16, 4\)"):
+            criterion(logits, targets)
     with pytest.raises(ConfigurationError, match="LogitAdjustment does not know how frequent the classes are"):
         LogitAdjustment()(logits, targets)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        FocalLoss(1.0, [1.0, 2.0], 0.1),
+        SigmoidFocalLoss(None, 1.0),
+        LogitAdjustment(0.5, [2, 1], 0.1),
+        LDAM(0.3, 2.0, [2, 1]),
+    ],
+    ids=lambda criterion: type(criterion).__name__,
+)
+def test_what_a_criterion_shows_of_itself_rebuilds_it(criterion):
+    again = eval(repr(criterion))
+    assert repr(again) == repr(criterion)
+    logits, targets = torch.randn(8, 2), torch.rand(8, 2)
+    assert torch.equal(again(logits, targets), criterion(logits, targets))
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_the_focal_loss_of_labels_is_its_formula(alpha):
+    logits, labels = torch.randn(8, 3), torch.randint(2, (8, 3)).float()
+    p = torch.where(labels > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    share = torch.ones(()) if alpha is None else torch.where(labels > 0, alpha, 1 - alpha)
+    assert torch.allclose(SigmoidFocalLoss(alpha, 1.5)(logits, labels), (-share * (1 - p) ** 1.5 * p.log()).mean())
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [FocalLoss(2, WEIGHT), LogitAdjustment(counts=[4, 3, 2, 1]), LDAM(counts=[4, 3, 2, 1])],
+    ids=lambda c: type(c).__name__,
+)
+def test_a_training_step_reads_no_number_off_the_device(criterion):
+    # tensors without values: whatever asked for one would fail, where on a GPU it would wait
+    logits = torch.zeros(8, 4, device="meta", requires_grad=True)
+    criterion = copy.deepcopy(criterion).to("meta")
+    for targets in (torch.zeros(8, dtype=torch.long, device="meta"), torch.zeros(8, 4, device="meta")):
+        criterion(logits, targets).backward()
 
 
 # in a training
@@ -203,7 +274,7 @@ def test_targets_and_counts_that_do_not_fit_are_named():
 CRITERIA = {
     "FocalLoss": FocalLoss,
     "LogitAdjustment": LogitAdjustment,
-    "LDAM": partial(LDAM, scale=1.0, max_margin=2.0),
+    "LDAM": partial(LDAM, max_margin=2.0),
 }
 
 
@@ -230,6 +301,15 @@ def test_a_classifier_trains_by_the_frequencies_of_its_data_resumes_exactly_and_
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in model.state_dict().items())
     loaded = ImageClassifier.load_from_checkpoint(keep.best_model_path)
     quiet_trainer().test(loaded, data, verbose=False)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("name", CRITERIA)
+def test_it_trains_in_half_precision(name, precision):
+    data = Digits(long_tail=20, batch_size=32)
+    model = classifier(data, CRITERIA[name])
+    quiet_trainer(max_steps=2, precision=precision, limit_val_batches=1).fit(model, data)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_a_second_fit_takes_the_frequencies_of_its_own_data_and_given_ones_stay():
@@ -279,8 +359,87 @@ def test_deferred_weights_start_with_their_optimizer_step(start):
     assert not any(seen.validated)
 
 
+@pytest.mark.parametrize("killed_at", [8, 10, 14, 16])  # within an epoch of six batches, before and after the start
+def test_deferred_weights_start_at_the_same_step_of_a_resumed_run(killed_at, tmp_path):
+    def run(*more, ckpt_path=None):
+        module, seen = Foreign(), Weights()
+        trainer = quiet_trainer(
+            ClassWeights("effective", counts=[6, 3, 3], start="6st"), seen, *more, max_epochs=4, accumulate_grad_batches=2
+        )
+        trainer.fit(module, resident_loader(12, 2), ckpt_path=ckpt_path)
+        return module, seen
+
+    whole, seen = run()
+    assert seen.trained == [False] * 12 + [True] * 12
+    path = tmp_path / "killed.ckpt"
+    with pytest.raises(Killed):
+        run(SaveAtBatch(killed_at, path))
+    resumed, seen = run(ckpt_path=path)
+    assert seen.trained == ([False] * 12 + [True] * 12)[killed_at:]
+    assert all(torch.equal(value, weights_of(resumed)[key]) for key, value in weights_of(whole).items())
+
+
+def test_a_training_too_short_for_deferred_weights_says_so():
+    with pytest.warns(UserWarning, match=r"ClassWeights\(.*\) weighs nothing: this training ends before start='500st'"):
+        quiet_trainer(ClassWeights(counts=[6, 3, 3], start="500st"), max_steps=3).fit(Foreign(), plain_loader())
+
+
+def test_a_criterion_left_in_evaluation_mode_is_told():
+    module = Foreign()
+    module.criterion = LogitAdjustment()
+    module.eval()
+    with pytest.warns(UserWarning, match="is in evaluation mode, where it is plain cross entropy"):
+        quiet_trainer(BindClassCounts([6, 3, 3]), max_steps=1).fit(module, plain_loader())
+
+
+def labelled(task):
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    positive = torch.tensor([1] * 10 + [0] * 30)
+    targets = positive if task == "binary" else torch.stack([positive, 1 - positive, positive], 1)
+    return TensorData(train_images=images, train_targets=targets, val_size=0, batch_size=40, task=task)
+
+
+class Steps(Callback):
+    def __init__(self):
+        self.count = 0
+
+    def on_train_batch_start(self, *args):
+        self.count += 1
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_loss_over_exclusive_classes_is_refused_for_labels_before_training(name, task):
+    data, steps = labelled(task), Steps()
+    with pytest.raises(ConfigurationError, match=rf"is a loss for the task multiclass, and the model has task='{task}'"):
+        quiet_trainer(steps, max_steps=1).fit(classifier(data, CRITERIA[name]), data)
+    assert steps.count == 0
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_the_focal_loss_of_labels_trains_on_labels_alone(task):
+    data = labelled(task)
+    quiet_trainer(max_steps=1).fit(classifier(data, SigmoidFocalLoss), data)
+    with pytest.raises(ConfigurationError, match=r"task binary or multilabel, and the model has task='multiclass'"):
+        quiet_trainer(max_steps=1).fit(classifier(Digits(), SigmoidFocalLoss), Digits())
+
+
+def test_counts_of_another_number_of_classes_are_refused_before_training():
+    steps = Steps()
+    with pytest.raises(ConfigurationError, match="counts of 2 classes"):
+        quiet_trainer(steps, max_steps=1).fit(classifier(Digits(), partial(LogitAdjustment, counts=[2, 1])), Digits())
+    assert steps.count == 0
+
+
+def test_frequencies_of_labels_are_no_frequencies_of_classes():
+    module = Foreign()
+    module.criterion = LogitAdjustment()
+    with pytest.raises(ConfigurationError, match="classes that are exclusive, and the data module has task='multilabel'"):
+        quiet_trainer(BindClassCounts(), max_steps=1).fit(module, labelled("multilabel"))
+
+
 def test_every_criterion_that_takes_weights_has_them_during_training_alone():
-    for criterion in (FocalLoss(), LDAM(counts=[6, 3, 3], scale=1)):
+    for criterion in (FocalLoss(), LDAM(counts=[6, 3, 3])):
         module, seen = Foreign(), Weights()
         module.criterion = criterion
         callback = ClassWeights("effective", counts=[6, 3, 3])

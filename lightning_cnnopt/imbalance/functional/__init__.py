@@ -3,7 +3,7 @@
 from lightning_cnnopt.imbalance.functional.losses import (
     focal_loss,
     label_distribution_aware_margin_loss,
-    logit_adjustment,
+    log_prior,
     margins,
 )
 from lightning_cnnopt.imbalance.functional.weights import (
@@ -20,7 +20,7 @@ __all__ = [
     "effective_number",
     "focal_loss",
     "label_distribution_aware_margin_loss",
-    "logit_adjustment",
+    "log_prior",
     "margins",
     "positive_weights",
     "sample_weights",

@@ -41,15 +41,13 @@ def focal_loss(
     return _mean(-logs if gamma == 0 else -(rest**gamma) * logs, targets, weight, label_smoothing)
 
 
-def logit_adjustment(logits: Tensor, counts: Tensor, tau: float = 1.0) -> Tensor:
-    """Return logits + τ · log π, with the frequencies π of the classes, to be given to a loss in training.
+def log_prior(counts: Tensor) -> Tensor:
+    """Return log π, the log-frequency of each class.
 
-    A network that is trained through it predicts as if all classes were as frequent, when its bare logits are taken.
+    A loss that is given logits + τ · log π in training leaves bare logits that prefer no class for being frequent.
 
     Args:
-        logits: (N, C).
         counts: (C,) training samples of each class.
-        tau: τ; 1 is consistent with the mean of the classes' accuracies, 0 adjusts nothing.
 
     Raises:
         DataError: If a class has no samples.
@@ -58,12 +56,11 @@ def logit_adjustment(logits: Tensor, counts: Tensor, tau: float = 1.0) -> Tensor
         Menon et al., "Long-tail learning via logit adjustment", 2021.
 
     Example:
-        >>> logit_adjustment(torch.zeros(1, 2), torch.tensor([9, 1])).softmax(1)
+        >>> (torch.zeros(1, 2) + log_prior(torch.tensor([9, 1]))).softmax(1)
         tensor([[0.9000, 0.1000]])
     """
-    _check_counts(counts, logits.shape[1])
-    prior = counts.double() / counts.sum()
-    return logits + tau * prior.log().to(logits)
+    _check_counts(counts)
+    return (counts.double() / counts.sum()).log().float()
 
 
 def margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:
@@ -73,41 +70,40 @@ def margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:
         >>> margins(torch.tensor([16, 1]))
         tensor([0.2500, 0.5000])
     """
-    _check_counts(counts, len(counts))
+    _check_counts(counts)
     return (max_margin * (counts.min() / counts.double()) ** 0.25).float()
 
 
 def label_distribution_aware_margin_loss(
-    logits: Tensor, targets: Tensor, margins: Tensor, scale: float = 30.0, weight: Tensor | None = None
+    logits: Tensor, targets: Tensor, margins: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """Return the cross entropy of ``scale`` · logits, after the margin of the true class was taken off its logit.
+    """Return the cross entropy after the margin of the true class was taken off its logit.
 
     Of targets that are probabilities it is the expectation over them.
 
     Args:
-        logits: (N, C); cosines, or others with a ``scale`` of 1.
+        logits: (N, C).
         targets: (N,) classes, or (N, C) probabilities.
-        margins: (C,), see :func:`margins`.
-        scale: Of the logits; the paper's is 30, for cosines.
+        margins: (C,) in the unit of the logits; see :func:`margins`. The paper's logits are 30 times cosines, so that a margin
+            of 0.5 in cosines is one of 15.
         weight: (C,) weights of the classes.
 
     Reference:
         Cao, Wei, Gaidon, Arechiga & Ma, "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", 2019.
 
     Example:
-        >>> logits, targets = torch.tensor([[0.5, 0.2]]), torch.tensor([0])
-        >>> ours = label_distribution_aware_margin_loss(logits, targets, torch.tensor([0.3, 0.5]), scale=10)
+        >>> logits, targets = torch.tensor([[5.0, 2.0]]), torch.tensor([0])
+        >>> ours = label_distribution_aware_margin_loss(logits, targets, torch.tensor([3.0, 5.0]))
         >>> bool(torch.isclose(ours, F.cross_entropy(torch.tensor([[2.0, 2.0]]), targets)))
         True
     """
-    scaled, off = scale * logits, scale * margins.to(logits)
-    logs = F.log_softmax(scaled, 1)
+    logs = F.log_softmax(logits, 1)
     # log of what the other classes sum to, for every class as the true one: 1 - p loses its digits for a p near 1, which one
     # class of an image can have at most
-    top = scaled.argmax(1, keepdim=True)
-    beside_top = scaled.scatter(1, top, -math.inf).logsumexp(1, keepdim=True) - scaled.logsumexp(1, keepdim=True)
-    others = torch.log1p(-torch.exp(logs.clamp_max(-math.log(2)))).scatter(1, top, beside_top)
-    own = logs - off
+    top = logs.argmax(1, keepdim=True)
+    beside_top = logs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
+    others = torch.log1p(-logs.exp().scatter(1, top, 0.0)).scatter(1, top, beside_top)
+    own = logs - margins
     return _mean(torch.logaddexp(others, own) - own, targets, weight)
 
 
@@ -130,9 +126,7 @@ def _mean(losses: Tensor, targets: Tensor, weight: Tensor | None, label_smoothin
     return total / (weights[targets].sum() if targets.ndim == 1 else count)
 
 
-def _check_counts(counts: Tensor, classes: int) -> None:
-    if counts.shape != (classes,):
-        raise DataError(f"counts of shape {tuple(counts.shape)} for {classes} classes; expected one number for each.")
+def _check_counts(counts: Tensor) -> None:
     if (counts <= 0).any():
         empty = (counts <= 0).nonzero().flatten().tolist()
-        raise DataError(f"Classes {empty} have no training samples, so they have no frequency to adjust by.")
+        raise DataError(f"Classes {empty} have no training samples, so they have no frequency to go by.")
