@@ -37,7 +37,8 @@ from lightning_cnnopt.imbalance import BindClassCounts, CountedCriterion
 from lightning_cnnopt.initialization import Initializer
 from lightning_cnnopt.initialization.callback import initialize, sample_for, with_counts
 from lightning_cnnopt.initialization.initializers import as_initializer
-from lightning_cnnopt.learning_rate import Schedule, ScheduleLearningRate
+from lightning_cnnopt.learning_rate import LayerRate, Schedule, ScheduleLearningRate, layer_rates, scale_rates
+from lightning_cnnopt.learning_rate.layer_wise import tell
 from lightning_cnnopt.measurement import MeasuredModule, MetricFactory, Task, make_metrics
 from lightning_cnnopt.normalization import SwapNormalization
 from lightning_cnnopt.regularization import Penalty
@@ -55,8 +56,8 @@ class ImageClassifier(MeasuredModule):
 
     Hooks, each to be overridden by itself: :meth:`configure_network`, :meth:`configure_normalization`,
     :meth:`configure_activation`, :meth:`initialize`, :meth:`loss`, :meth:`regularization`, :meth:`parameter_groups`,
-    :meth:`configure_metrics`. The first three run inside ``__init__``: a subclass sets what they need before
-    ``super().__init__``.
+    :meth:`layer_rates`, :meth:`configure_metrics`. The first three run inside ``__init__``: a subclass sets what they need
+    before ``super().__init__``.
 
     Args:
         network: Makes the network; it is given ``num_classes``, ``in_channels`` and ``image_size``, as far as it takes them.
@@ -68,6 +69,7 @@ class ImageClassifier(MeasuredModule):
         criterion: Makes the loss; by default ``CrossEntropyLoss``, or ``BCEWithLogitsLoss`` for the other tasks.
         optimizer: Makes the optimizer from parameter groups. Its weight decay spares biases and norms.
         schedule: Of the learning rate; none by default.
+        layer_decay: Rate of a layer over that of the one behind it; by default all learn at the optimizer's.
         activation: Makes an activation that replaces those of the network.
         normalization: Makes a normalization, from a number of channels, that replaces those of the network.
         initializer: How the weights start; by default as the network made them. Those that were loaded stay, and so do parts
@@ -106,6 +108,7 @@ class ImageClassifier(MeasuredModule):
         criterion: Callable[[], nn.Module] | None = None,
         optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
         schedule: Schedule | None = None,
+        layer_decay: float | None = None,
         activation: Callable[[], nn.Module] | None = None,
         normalization: NormalizationFactory | None = None,
         initializer: Initializer | list[Initializer] | None = None,
@@ -119,6 +122,8 @@ class ImageClassifier(MeasuredModule):
         check_choice("ImageClassifier", "task", task, ("multiclass", "binary", "multilabel"))
         check_range("ImageClassifier", "num_classes", num_classes, 1)
         check_range("ImageClassifier", "in_channels", in_channels, 1)
+        if layer_decay is not None:
+            check_range("ImageClassifier", "layer_decay", layer_decay, 0, 1, low_open=True)
         if (mean is None) != (std is None):
             raise ConfigurationError("ImageClassifier: mean and std belong together; give both or neither.")
         if class_names is not None and len(class_names) != num_classes and task != "binary":
@@ -129,6 +134,7 @@ class ImageClassifier(MeasuredModule):
         self.task: Task = task
         self.class_names = list(class_names) if class_names is not None else None
         self.schedule: Schedule | None = None if schedule is None else build(schedule, Schedule)  # type: ignore[type-abstract]
+        self.layer_decay = layer_decay
         self.initializer: Initializer | None = None if initializer is None else as_initializer(initializer)
         self.penalties: list[Penalty] = [build(penalty, Penalty) for penalty in listed(penalties)]  # type: ignore[type-abstract]
         self._network = network
@@ -232,6 +238,10 @@ class ImageClassifier(MeasuredModule):
         """Return the groups that the optimizer is made of. By default no decay on biases and norms."""
         return parameter_groups(self)
 
+    def layer_rates(self) -> list[LayerRate]:
+        """Return the layers that learn at rates of their own. By default, with ``layer_decay``, those of the network."""
+        return [] if self.layer_decay is None else layer_rates(self.network, self.layer_decay)
+
     def configure_metrics(self) -> MetricCollection:
         """Return the metrics of validation and test. By default accuracy, macro F1, calibration error, and ``metrics``."""
         return make_metrics(self.task, self.num_classes, self._metrics)
@@ -310,10 +320,14 @@ class ImageClassifier(MeasuredModule):
                 f"parameter_groups() leaves out {len(missing)} trainable parameters, such as {missing[0]!r}."
             )
         try:
-            return factory_of(self._optimizer, Optimizer)(groups)
+            optimizer: Optimizer = factory_of(self._optimizer, Optimizer)(groups)
         except (ValueError, TypeError) as error:
             name = checkpoints.storable(self._optimizer).get("class_path", "")
             raise ConfigurationError(f"The optimizer {name} can't be made: {error}.") from error
+        if rates := self.layer_rates():
+            scale_rates(optimizer, rates)
+            tell(rates)
+        return optimizer
 
     # training and measuring
 

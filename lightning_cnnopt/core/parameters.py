@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_cnnopt.core.errors import ConfigurationError
 
@@ -81,3 +83,34 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
         {"name": "biases_and_norms", "params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def split_off(optimizer: Optimizer, group: dict[str, Any], leave: Sequence[bool], suffix: str) -> dict[str, Any]:
+    """Move some parameters of a group of ``optimizer`` into a new group with the same options, and return that.
+
+    What the optimizer knows of each parameter stays. Names of parameters go with them, and the name of the new group, where
+    the old one has a name, ends in ``suffix``: ``LearningRateMonitor`` wants names to differ.
+
+    Args:
+        optimizer: Changed in place.
+        group: One of its ``param_groups``; at least one parameter has to stay.
+        leave: For each of its parameters, whether it goes.
+        suffix: What is added to the name.
+
+    Example:
+        >>> import torch
+        >>> weight, bias = nn.Linear(2, 2).parameters()
+        >>> optimizer = torch.optim.SGD([weight, bias], lr=0.1, momentum=0.9)
+        >>> new = split_off(optimizer, optimizer.param_groups[0], [False, True], "_biases")
+        >>> new["momentum"], [len(group["params"]) for group in optimizer.param_groups]
+        (0.9, [1, 1])
+    """
+    lists = {name: group[name] for name in ("params", "param_names") if name in group}
+    moved = {name: list(compress(values, leave)) for name, values in lists.items()}
+    group.update({name: [v for v, goes in zip(values, leave, strict=True) if not goes] for name, values in lists.items()})
+    named = list(zip(moved["param_names"], moved["params"], strict=True)) if "param_names" in moved else moved["params"]
+    options = {name: value for name, value in group.items() if name not in lists}
+    if "name" in options:
+        options["name"] = f"{options['name']}{suffix}"
+    optimizer.add_param_group({**options, "params": named})
+    return optimizer.param_groups[-1]

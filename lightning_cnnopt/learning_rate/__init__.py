@@ -1,4 +1,4 @@
-"""The schedules of the learning rate, and the callbacks that apply them."""
+"""The schedules of the learning rate and the callbacks that apply them, and layer-wise rates."""
 
 from lightning_cnnopt.core.schedule import Schedule, TrainingLength
 from lightning_cnnopt.learning_rate.callback import ScheduleLearningRate, ScheduleMomentum, ScheduleWeightDecay
@@ -15,6 +15,7 @@ from lightning_cnnopt.learning_rate.functional import (
     trapezoid,
     warmup,
 )
+from lightning_cnnopt.learning_rate.layer_wise import LayerRate, LayerWiseRates, layer_rates, network_layers, scale_rates
 from lightning_cnnopt.learning_rate.schedules import (
     Constant,
     Cosine,
@@ -41,6 +42,8 @@ __all__ = [
     "Cyclic",
     "Exponential",
     "InverseTime",
+    "LayerRate",
+    "LayerWiseRates",
     "MultiStep",
     "OneCycle",
     "Plateau",
@@ -59,9 +62,12 @@ __all__ = [
     "cyclic",
     "exponential",
     "inverse_time",
+    "layer_rates",
     "multi_step",
+    "network_layers",
     "one_cycle",
     "polynomial",
+    "scale_rates",
     "step",
     "trapezoid",
     "warmup",

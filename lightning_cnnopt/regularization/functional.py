@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import compress
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_cnnopt.core.parameters import split_off
 
 
 def l1(weights: Iterable[Tensor]) -> Tensor:
@@ -227,15 +228,9 @@ def spare_from_decay(optimizer: Optimizer, decayed: Collection[int], weight_deca
     splits = 0
     for group in list(optimizer.param_groups):
         kept = [id(parameter) in decayed for parameter in group["params"]]
-        lists = {name: group[name] for name in ("params", "param_names") if name in group}
         if any(kept) and not all(kept):
-            group.update({name: list(compress(values, kept)) for name, values in lists.items()})
-            rest = {name: [v for v, keep in zip(values, kept, strict=True) if not keep] for name, values in lists.items()}
-            named = list(zip(rest["param_names"], rest["params"], strict=True)) if "param_names" in rest else rest["params"]
-            options = {name: value for name, value in group.items() if name not in lists}
-            if "name" in options:  # LearningRateMonitor wants them to differ
-                options["name"] = f"{options['name']}_not_decayed"
-            optimizer.add_param_group({**options, "params": named, "weight_decay": 0.0})
+            rest = split_off(optimizer, group, [not keep for keep in kept], "_not_decayed")
+            rest["weight_decay"] = 0.0
             splits += 1
         if not any(kept):
             group["weight_decay"] = 0.0
