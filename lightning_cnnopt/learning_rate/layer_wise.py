@@ -255,9 +255,11 @@ def _by_timm(network: nn.Module) -> dict[str, list[str]] | None:
     prefix, owner = next(((n, m) for n, m in network.named_modules() if hasattr(m, "group_matcher")), ("", None))
     if owner is None:
         return None
-    from timm.models import group_parameters
-
-    matcher: Any = owner.group_matcher(coarse=False)  # type: ignore[operator]
+    try:
+        from timm.models import group_parameters
+    except ImportError:  # then it is no network of timm's
+        return None
+    matcher: Any = owner.group_matcher(coarse=False)
     ordinals: dict[str, int] = group_parameters(owner, matcher, reverse=True)
     start = f"{prefix}." if prefix else ""
     last = max(ordinals.values(), default=0)
