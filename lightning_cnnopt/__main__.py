@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lightning_cnnopt._version import __version__
 
 USAGE = """\
-usage: cnnopt [--debug] {fit,validate,test,predict,profile} [options]
+usage: cnnopt [--debug] {fit,validate,test,predict,profile,lr_find} [options]
 
 Trains and measures image classifiers with PyTorch Lightning; techniques are named in YAML.
 
@@ -19,6 +19,7 @@ commands:
   test       measure on the test split:  cnnopt test -c RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
   predict    write a CSV of class names and probabilities
   profile    measure each layer: cnnopt profile -c configs/quickstart.yaml
+  lr_find    suggest learning rates: cnnopt lr_find -c configs/quickstart.yaml --max_lr 1
 
 options of every command:
   -c, --config FILE      YAML; may be given several times, later files win

@@ -1,10 +1,11 @@
-"""``cnnopt fit | validate | test | predict | profile``: arguments to calls, nothing else."""
+"""``cnnopt fit | validate | test | predict | profile | lr_find``: arguments to calls, nothing else."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -23,7 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_cnnopt import callbacks as _callbacks  # noqa: F401 - short names resolve among imported classes
 from lightning_cnnopt import data as _data  # noqa: F401
-from lightning_cnnopt.analysis import RunReport, WritePredictions, locations
+from lightning_cnnopt.analysis import RunReport, WritePredictions, locations, write_range_test
 from lightning_cnnopt.commands import CommandTrainer
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError, check_choice, check_range
@@ -58,7 +59,7 @@ class CnnoptCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the commands, and the arguments of each that are not the user's to give."""
-        return {**LightningCLI.subcommands(), "profile": {"model", "datamodule"}}
+        return LightningCLI.subcommands() | {"profile": {"model", "datamodule"}, "lr_find": {"model", "datamodule"}}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         # Lightning makes a parser with every flag for each command; one is run, and the others cost start-up time
@@ -162,6 +163,21 @@ class CnnoptCLI(LightningCLI):
         self._tell()
 
     after_test = after_predict = after_profile = after_validate
+
+    def lr_find(self, **arguments: Any) -> None:
+        """Run the range test, write what it found, and say which rate to use."""
+        assert isinstance(self.trainer, CommandTrainer)
+        assert self.run_directory is not None
+        result = self.trainer.lr_find(**arguments)
+        config = self.config.lr_find.clone()
+        said = write_range_test(result, self.run_directory, config.model.as_dict(), shlex.join(["cnnopt", *self._arguments]))
+        for name in self._subcommand_method_arguments["lr_find"]:
+            config.pop(name)  # so that fit takes the file
+        text = self._parser("lr_find").dump(config, skip_validation=True)
+        (self.run_directory / "config.yaml").write_text(text, encoding="utf-8")
+        print(f"\n{said}")
+        if result.recommended is None:
+            raise ConfigurationError(result.remark)
 
     def _checkpoint(self) -> ModelCheckpoint:
         if isinstance(self.model, ImageClassifier) and getattr(self.datamodule, "val_size", False):

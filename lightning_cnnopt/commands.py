@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_cnnopt.analysis import ProfileNetwork
 from lightning_cnnopt.core.callback import callbacks_of
+from lightning_cnnopt.learning_rate import RangeTest, range_test
 
 
 class CommandTrainer(Trainer):
@@ -32,3 +34,25 @@ class CommandTrainer(Trainer):
         callbacks_of(self)[:] = [one for one in callbacks_of(self) if not isinstance(one, ProfileNetwork)] + [callback]
         self.limit_train_batches = self.limit_val_batches = self.num_sanity_val_steps = 0
         self.fit(model, datamodule=datamodule)
+
+    def lr_find(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        min_lr: float = 1e-7,
+        max_lr: float = 1.0,
+        steps: int = 100,
+        divergence: float = 4.0,
+    ) -> RangeTest:
+        """Find a learning rate: train some steps at a growing one, and suggest rates by the losses.
+
+        Args:
+            model: The module.
+            datamodule: Its data.
+            min_lr: Rate of the first step.
+            max_lr: Rate of the last step.
+            steps: Optimizer steps.
+            divergence: The test ends when the loss is more than this times its least value.
+        """
+        without = (SaveConfigCallback,)
+        return range_test(self, model, None, datamodule, min_lr, max_lr, steps, divergence, without)

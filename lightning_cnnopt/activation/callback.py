@@ -46,6 +46,7 @@ class WatchActivations(TechniqueCallback):
     """
 
     single = True
+    looks_on = True
 
     def __init__(
         self,

@@ -1,9 +1,18 @@
 """Measuring and drawing."""
 
 from lightning_cnnopt.analysis.classes import ClassReport, ClassResult, class_report
-from lightning_cnnopt.analysis.plots import plot_classes, plot_confusion, plot_costs, plot_curves, plot_images, save_figure
+from lightning_cnnopt.analysis.plots import (
+    plot_classes,
+    plot_confusion,
+    plot_costs,
+    plot_curves,
+    plot_images,
+    plot_range_test,
+    save_figure,
+)
 from lightning_cnnopt.analysis.predictions import WritePredictions
 from lightning_cnnopt.analysis.profiling import NetworkProfile, ProfileNetwork, profile_network
+from lightning_cnnopt.analysis.range_report import rate_overlay, write_range_test
 from lightning_cnnopt.analysis.report import RunReport, locations, resolved_values
 
 __all__ = [
@@ -20,7 +29,10 @@ __all__ = [
     "plot_costs",
     "plot_curves",
     "plot_images",
+    "plot_range_test",
     "profile_network",
+    "rate_overlay",
     "resolved_values",
     "save_figure",
+    "write_range_test",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from lightning_cnnopt.architecture import LayerCost
+from lightning_cnnopt.learning_rate import RangeTest
 
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
@@ -216,6 +217,39 @@ def plot_costs(layers: Sequence[LayerCost], latency: Mapping[str, float], title:
             axes.set_ylim(len(layers) - 0.5, -0.5)
         else:
             axes.tick_params(labelleft=False)
+    return figure
+
+
+def plot_range_test(result: RangeTest, title: str = "") -> Figure:
+    """Draw the loss of a range test over the rate, single steps and smoothed, and the suggested rates.
+
+    Args:
+        result: Of :func:`~lightning_cnnopt.learning_rate.range_test`.
+        title: Heading.
+
+    Example:
+        >>> rates, losses = [10.0 ** (i / 5 - 5) for i in range(20)], [20.0 - i for i in range(20)]
+        >>> figure = plot_range_test(RangeTest(rates, losses, losses, False, steepest=1e-3, valley=2e-3, minimum=5e-3))
+        >>> [line.get_label() for line in figure.axes[0].lines]
+        ['single steps', 'smoothed', 'steepest 0.001', 'valley 0.002', 'minimum / 10  0.005']
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Axes = figure.add_subplot()
+    axes.plot(result.rates, result.losses, color="0.75", linewidth=1, label="single steps")
+    axes.plot(result.rates, result.smoothed, color="C0", label="smoothed")
+    styles = {"steepest": ("C1", ":"), "valley": ("C2", "-"), "minimum": ("C3", "--")}
+    for name, rate in result.suggestions.items():
+        color, style = styles[name]
+        label = f"{'minimum / 10 ' if name == 'minimum' else name} {rate:.3g}"
+        axes.axvline(rate, color=color, linestyle=style, label=label)
+    low, high = min(result.smoothed), max(result.smoothed)
+    room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    axes.set_ylim(low - room, high + room)  # where the loss explodes, single steps would leave nothing else to be seen
+    axes.set_xscale("log")
+    axes.set(xlabel="learning rate", ylabel="training loss", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 

@@ -39,6 +39,8 @@ class WritePredictions(TechniqueCallback, BasePredictionWriter):
         >>> trainer = Trainer(callbacks=[WritePredictions("out.csv")], logger=False, enable_checkpointing=False)
     """
 
+    looks_on = True
+
     def __init__(self, path: str | None = None) -> None:
         BasePredictionWriter.__init__(self, write_interval="epoch")
         self.path = path

@@ -43,6 +43,8 @@ class RunReport(TechniqueCallback):
         >>> trainer = Trainer(callbacks=[RunReport()], logger=False, enable_checkpointing=False)
     """
 
+    looks_on = True
+
     def __init__(self, directory: str | None = None, images: int = 10) -> None:
         self.directory = directory
         self.images = images

@@ -28,6 +28,9 @@ class TechniqueCallback(Configurable, Callback):
     averages_weights: ClassVar[bool] = False
     """Whether it evaluates and saves other weights than those that are trained, as Lightning's ``WeightAveraging`` does."""
 
+    looks_on: ClassVar[bool] = False
+    """Whether it trains nothing: it reports on a run, keeps its state, or stops it. A range test does without it."""
+
     of_module = False
     """Whether it came with a LightningModule, whose ``own_callbacks`` hold it, and is not for another one on the Trainer."""
 

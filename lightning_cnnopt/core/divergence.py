@@ -33,6 +33,8 @@ class StopOnDivergence(TechniqueCallback):
         >>> trainer = Trainer(callbacks=[StopOnDivergence()], logger=False, enable_checkpointing=False)
     """
 
+    looks_on = True
+
     def __init__(self) -> None:
         self._here = (0, 0, float("nan"))  # optimizer step, epoch and rate of the batch in progress
         self._recent: list[tuple[tuple[int, int, float], Tensor]] = []  # the same and the loss, of batches not looked at

@@ -1,4 +1,4 @@
-"""The schedules of the learning rate and the callbacks that apply them, and layer-wise rates."""
+"""The schedules of the learning rate and the callbacks that apply them, layer-wise rates, and the range test."""
 
 from lightning_cnnopt.core.schedule import Schedule, TrainingLength
 from lightning_cnnopt.learning_rate.callback import ScheduleLearningRate, ScheduleMomentum, ScheduleWeightDecay
@@ -16,6 +16,7 @@ from lightning_cnnopt.learning_rate.functional import (
     warmup,
 )
 from lightning_cnnopt.learning_rate.layer_wise import LayerRate, LayerWiseRates, layer_rates, network_layers, scale_rates
+from lightning_cnnopt.learning_rate.range_test import RangeTest, range_test
 from lightning_cnnopt.learning_rate.schedules import (
     Constant,
     Cosine,
@@ -48,6 +49,7 @@ __all__ = [
     "OneCycle",
     "Plateau",
     "Polynomial",
+    "RangeTest",
     "Schedule",
     "ScheduleLearningRate",
     "ScheduleMomentum",
@@ -67,6 +69,7 @@ __all__ = [
     "network_layers",
     "one_cycle",
     "polynomial",
+    "range_test",
     "scale_rates",
     "step",
     "trapezoid",

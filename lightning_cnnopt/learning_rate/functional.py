@@ -229,3 +229,71 @@ def part_at(progress: float, boundaries: Sequence[float]) -> int:
         [0, 1, 1, 2]
     """
     return bisect.bisect_right(boundaries, progress + _ROUNDING)
+
+
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """Return weighted means of each value and its neighbours, up to ``width`` on either side, at weights that fall as a line.
+
+    It looks as far forward as backward, and less far near an end, so that neither a slope nor a minimum is moved.
+
+    Example:
+        >>> smooth([0.0, 0.0, 4.0, 0.0, 0.0], width=1)
+        [0.0, 1.0, 2.0, 1.0, 0.0]
+    """
+    means = []
+    for index in range(len(values)):
+        reach = min(width, index, len(values) - 1 - index)
+        weights = [reach + 1 - abs(offset) for offset in range(-reach, reach + 1)]
+        near = values[index - reach : index + reach + 1]
+        means.append(sum(w * v for w, v in zip(weights, near, strict=True)) / sum(weights))
+    return means
+
+
+def descent(values: Sequence[float], first: int) -> tuple[int, int] | None:
+    """Return where ``values`` leave their first level for good, and where their minimum is; ``None`` if they never fall.
+
+    Left is the level where a twentieth of the whole fall is done: what comes before is noise around it, and not a descent.
+
+    Args:
+        values: What falls.
+        first: How many of them make the first level, as their mean.
+
+    Example:
+        >>> descent([3.0, 3.1, 2.9, 3.0, 2.0, 1.0, 0.5, 8.0], first=4)
+        (3, 6)
+    """
+    level, end = sum(values[:first]) / first, min(range(len(values)), key=values.__getitem__)
+    left = level - (level - values[end]) / 20
+    if end < first or values[end] >= left:
+        return None
+    return max((i for i in range(end) if values[i] >= left), default=0), end
+
+
+def steepest(values: Sequence[float]) -> int:
+    """Return the index at which ``values``, which stand at equal distances, fall fastest.
+
+    Example:
+        >>> steepest([5.0, 4.9, 3.0, 1.0, 0.9])
+        2
+    """
+    last = len(values) - 1
+    slopes = [(values[min(last, i + 1)] - values[max(0, i - 1)]) / (min(last, i + 1) - max(0, i - 1)) for i in range(last + 1)]
+    return min(range(last + 1), key=slopes.__getitem__)
+
+
+def valley(values: Sequence[float]) -> int:
+    """Return the index in the middle of the longest descent: of the longest subsequence in which each value is less.
+
+    Single values that go up do not interrupt a descent. The rule of fastai's ``valley``.
+
+    Example:
+        >>> valley([3.0, 3.1, 2.9, 2.0, 2.1, 1.0, 0.5, 8.0])
+        3
+    """
+    lengths, starts = [1] * len(values), list(range(len(values)))
+    for index, value in enumerate(values):
+        for earlier in range(index):
+            if value < values[earlier] and lengths[earlier] >= lengths[index]:
+                lengths[index], starts[index] = lengths[earlier] + 1, starts[earlier]
+    end = max(range(len(values)), key=lengths.__getitem__)
+    return (starts[end] + end) // 2

@@ -5,7 +5,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lightning_cnnopt.analysis import plot_confusion, plot_curves, plot_images, save_figure
+from lightning_cnnopt.analysis import plot_confusion, plot_curves, plot_images, plot_range_test, save_figure
+from lightning_cnnopt.learning_rate import RangeTest
 
 HISTORY = {
     "train_loss": [(10, 1.0), (20, 0.5), (30, 0.2)],
@@ -101,3 +102,15 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         save_figure(plot_curves({}, 1), path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["curves.png"]
+
+
+def test_a_range_test_shows_the_losses_over_rates_and_every_suggestion(tmp_path):
+    result = RangeTest([1e-4, 1e-3, 1e-2, 1e-1], [3.0, 2.0, 1.0, 1e9], [3.0, 2.0, 1.0, 4.0], True, 1e-3, 2e-3, 5e-3)
+    figure = plot_range_test(result, "range test")
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [result.losses, result.smoothed]
+    assert [line.get_xdata()[0] for line in axes.lines[2:]] == [1e-3, 2e-3, 5e-3]
+    assert axes.get_ylim()[1] < 5  # a loss that explodes leaves the rest to be seen
+    assert is_a_picture(save_figure(figure, tmp_path / "range.png"))
+    assert len(plot_range_test(RangeTest([1e-3, 1e-2], [1.0, 1.0], [1.0, 1.0], False)).axes[0].lines) == 2
