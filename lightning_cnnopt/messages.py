@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_cnnopt.core.errors import CnnoptError, did_you_mean
+from lightning_cnnopt.core.errors import CnnoptError, did_you_mean, extra_of
 from lightning_cnnopt.core.spec import Configurable, import_path
 
 # around a report that may be part of another one
@@ -122,7 +122,7 @@ def _translate(line: str, kinds: Sequence[str], given: str) -> str:
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", line):
         return f"there is no {match[2]!r} in {match[1]}.{did_you_mean(match[2], dir(sys.modules.get(match[1])))}"
     if match := re.search(r"No module named '([\w.]+)'", line):
-        near = did_you_mean(match[1], {name.partition(".")[0] for name in sys.modules})
+        near = extra_of(match[1]) or did_you_mean(match[1], {name.partition(".")[0] for name in sys.modules})
         return f"there is no module {match[1]!r}, neither installed nor in the working directory.{near}"
     for pattern, text in (
         (r"Expected a <class '(?:\w+\.)*(?:Sequence|Iterable|list)'>", "expected a list"),

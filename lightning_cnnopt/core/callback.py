@@ -26,7 +26,10 @@ class TechniqueCallback(Configurable, Callback):
     """Whether a Trainer has at most one of the kind. Its state is then found again after its arguments were changed."""
 
     averages_weights: ClassVar[bool] = False
-    """Whether it evaluates and saves other weights than those that are trained, as Lightning's ``WeightAveraging`` does."""
+    """Whether it evaluates and saves averages of weights and buffers, as Lightning's ``WeightAveraging`` does."""
+
+    measures_statistics: ClassVar[bool] = False
+    """Whether it measures running statistics anew for the weights that are evaluated."""
 
     looks_on: ClassVar[bool] = False
     """Whether it trains nothing: it reports on a run, keeps its state, or stops it. A range test does without it."""

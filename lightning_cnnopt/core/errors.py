@@ -109,3 +109,16 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     if not near:
         return ""
     return f" Did you mean {' or '.join(repr(match) for match in near)}?"
+
+
+def extra_of(module: str) -> str:
+    """Return a sentence that says how an optional package is installed, or an empty string for any other module.
+
+    Example:
+        >>> extra_of("schedulefree.adamw_schedulefree")
+        ' It comes with pip install "lightning-cnnopt[optimizers]".'
+        >>> extra_of("numpy")
+        ''
+    """
+    extra = {"timm": "timm", "schedulefree": "optimizers", "prodigyopt": "optimizers"}.get(module.partition(".")[0])
+    return f' It comes with pip install "lightning-cnnopt[{extra}]".' if extra else ""

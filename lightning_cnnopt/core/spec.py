@@ -16,14 +16,17 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torchmetrics import Metric
 
-from lightning_cnnopt.core.errors import ConfigurationError, did_you_mean
+from lightning_cnnopt.core.errors import ConfigurationError, did_you_mean, extra_of
 
 Spec: TypeAlias = "dict[str, Any]"
 T = TypeVar("T")
 
 # A checkpoint may come from a stranger. Names are imported only from packages that this one depends on anyway; anything
 # else has to be imported already, by the user's own code (the rule of Lightning 2.6.6 for its own class paths).
-_IMPORTABLE = ("lightning_cnnopt.", "torch.nn.", "torch.optim.", "torchvision.", "torchmetrics.", "timm.")
+_IMPORTABLE = (
+    *("lightning_cnnopt.", "torch.nn.", "torch.optim.", "torchvision.", "torchmetrics."),
+    *("timm.", "schedulefree.", "prodigyopt."),
+)
 # Functions run code of their own choosing, so only those whose whole job is to build a network are accepted by name: these,
 # and what torchvision and timm register as a model. A module of theirs holds others, such as load_state_dict_from_url.
 _FACTORY_FUNCTIONS = ("torchvision.models.get_model", "timm.create_model")
@@ -292,7 +295,7 @@ def _resolve(path: str, base: type) -> Any:
             try:
                 module = importlib.import_module(module_name)
             except ImportError as error:
-                raise ConfigurationError(f"{path!r} can't be imported: {error}.") from error
+                raise ConfigurationError(f"{path!r} can't be imported: {error}.{extra_of(module_name)}") from error
         target = getattr(module, name, None)
         if isinstance(target, type):
             # building calls the class, so even inside other arguments it has to be a part of a network or its training

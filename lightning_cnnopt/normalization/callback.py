@@ -49,6 +49,7 @@ class PreciseBN(TechniqueCallback):
     """
 
     single = True
+    measures_statistics = True
 
     def __init__(self, samples: int = 2048) -> None:
         check_range("PreciseBN", "samples", samples, 2)

@@ -72,7 +72,7 @@ from lightning_cnnopt.normalization import (
     StandardizeWeights,
     SwapNormalization,
 )
-from lightning_cnnopt.optimizers import EMA
+from lightning_cnnopt.optimizers import EMA, SwitchOptimizerMode
 from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize
 from lightning_cnnopt.regularization import (
     L1,
@@ -171,6 +171,7 @@ CASES = {
     "ChannelsLast": ChannelsLast,
     "CompileNetwork": partial(CompileNetwork, "eager"),
     "EMA": partial(EMA, 0.9),
+    "SwitchOptimizerMode": SwitchOptimizerMode,
     "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4], start="2st"),
     "BindClassCounts": partial(BindClassCounts, [1, 2, 3, 4]),
     "ResumeRandomState": ResumeRandomState,
@@ -190,6 +191,7 @@ WITHOUT_EFFECT_ON_TRAINING = {
     "ResumeRandomState",
     "StopOnDivergence",
     "ProfileNetwork",
+    "SwitchOptimizerMode",  # of optimizers that have modes; torch's have none
     "RunReport",
     "WatchActivations",
     "WritePredictions",
