@@ -41,7 +41,7 @@ from lightning_cnnopt.learning_rate import LayerRate, Schedule, ScheduleLearning
 from lightning_cnnopt.learning_rate.layer_wise import tell
 from lightning_cnnopt.measurement import MeasuredModule, MetricFactory, Task, make_metrics
 from lightning_cnnopt.normalization import SwapNormalization
-from lightning_cnnopt.optimizers import SwitchOptimizerMode, has_modes
+from lightning_cnnopt.optimizers import switching_for
 from lightning_cnnopt.regularization import Penalty
 from lightning_cnnopt.regularization.callback import parameters_of
 from lightning_cnnopt.regularization.functional import add_gradient
@@ -292,13 +292,11 @@ class ImageClassifier(MeasuredModule):
     @override
     def configure_callbacks(self) -> list[Callback]:
         if not self.own_callbacks:
-            self.own_callbacks = [ResumeRandomState(), StopOnDivergence()]
-            made = factory_of(self._optimizer, Optimizer)
-            made = getattr(made, "func", made)
-            if has_modes(made) or not isinstance(made, type):  # of a function it is not known what it makes
-                switched = SwitchOptimizerMode()
-                switched.of_module = True
-                self.own_callbacks.append(switched)
+            self.own_callbacks = [
+                ResumeRandomState(),
+                StopOnDivergence(),
+                *switching_for(factory_of(self._optimizer, Optimizer)),
+            ]
             if self.schedule is not None:
                 scheduled = ScheduleLearningRate(self.schedule)
                 scheduled.of_module = True

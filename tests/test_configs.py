@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lightning_cnnopt.__main__ import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OVERLAYS = sorted(CONFIGS.glob("*/*.yaml"))
+EXTRAS = {"schedulefree": "optimizers", "prodigyopt": "optimizers"}
 ONE_STEP = {
     "max_epochs": 1,
     "limit_train_batches": 1,
@@ -30,8 +32,11 @@ def _no_noise(monkeypatch):
 
 
 def with_marks(overlay):
-    waits_for_a_compiler = overlay.stem == "compile"
-    return pytest.param(overlay, marks=[pytest.mark.slow] if waits_for_a_compiler else [])
+    marks = [pytest.mark.slow] if overlay.stem == "compile" else []  # waits for a compiler
+    for package, extra in EXTRAS.items():
+        if f"class_path: {package}." in overlay.read_text() and importlib.util.find_spec(package) is None:
+            marks.append(pytest.mark.skip(reason=f"needs {package}, of the extra {extra}"))
+    return pytest.param(overlay, marks=marks)
 
 
 @pytest.mark.parametrize("overlay", map(with_marks, OVERLAYS), ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,16 @@ def has_modes(optimizer: Any) -> bool:
         False
     """
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+def switching_for(factory: Callable[..., Any]) -> list[Callback]:
+    """Return the callback that a module whose optimizer ``factory`` makes comes with: none, if it is known to need none."""
+    made = getattr(factory, "func", factory)
+    if isinstance(made, type) and not has_modes(made):
+        return []
+    switching = SwitchOptimizerMode()
+    switching.of_module = True
+    return [switching]
 
 
 class SwitchOptimizerMode(TechniqueCallback):
