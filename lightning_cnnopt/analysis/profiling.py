@@ -166,6 +166,8 @@ class ProfileNetwork(TechniqueCallback):
         >>> trainer = Trainer(callbacks=[ProfileNetwork((3, 32, 32))], logger=False, enable_checkpointing=False)
     """
 
+    looks_on = True
+
     def __init__(
         self,
         input_shape: Sequence[int] | None = None,
