@@ -262,8 +262,13 @@ def _by_timm(network: nn.Module) -> dict[str, list[str]] | None:
     matcher: Any = owner.group_matcher(coarse=False)
     ordinals: dict[str, int] = group_parameters(owner, matcher, reverse=True)
     start = f"{prefix}." if prefix else ""
-    last = max(ordinals.values(), default=0)
-    found = [(ordinals.get(name.removeprefix(start), last), name) for name, _ in network.named_parameters()]
+    behind = max(ordinals.values(), default=0) + 1
+    found: list[tuple[int, str]] = []
+    for name, _ in network.named_parameters():
+        if name.startswith(start):
+            found.append((ordinals[name.removeprefix(start)], name))
+        else:  # of what is around it: in front of it, or a layer behind it, such as a head
+            found.append((behind if any(other.startswith(start) for _, other in found) else 0, name))
     layers: dict[str, list[str]] = {}
     for _, members in groupby(sorted(found, key=lambda item: item[0]), key=lambda item: item[0]):
         names = [name for _, name in members]

@@ -84,6 +84,24 @@ def test_a_network_of_timm_has_the_rates_that_timm_scales_by(name):
     assert found == pytest.approx(expected)
 
 
+def test_a_head_behind_a_network_of_timm_is_a_layer_of_its_own():
+    class WithHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Conv2d(1, 3, 1)
+            self.backbone = timm.create_model("resnet18", num_classes=7)
+            self.fc = nn.Linear(7, 4)  # by the name of a layer within
+
+        def forward(self, x):
+            return self.fc(self.backbone(self.embed(x)))
+
+    layers = network_layers(WithHead())
+    inner = [f"backbone.{name}" for name in network_layers(timm.create_model("resnet18"))]
+    assert list(layers)[1:] == [*inner[1:], "fc"]
+    assert layers["fc"] == ["fc.weight", "fc.bias"]
+    assert {"embed.weight", "backbone.conv1.weight"} <= set(next(iter(layers.values())))
+
+
 def test_a_network_of_torchvision_has_the_layers_of_the_same_one_of_timm():
     ours = network_layers(torchvision.models.resnet18())
     assert list(ours) == list(network_layers(timm.create_model("resnet18")))
