@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -18,37 +17,30 @@ from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.architecture import ConvNet, NetworkFactory, Preprocessing, PublishedNetwork
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.batch import read_batch
-from lightning_cnnopt.core.callback import SHARDING_STRATEGIES, callbacks_of, refuse_sharding
-from lightning_cnnopt.core.divergence import StopOnDivergence
+from lightning_cnnopt.core.callback import SHARDING_STRATEGIES
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.intact import check_intact, special_norms
 from lightning_cnnopt.core.layers import NormalizationFactory
-from lightning_cnnopt.core.parameters import parameter_groups
 from lightning_cnnopt.core.pretrained import (
     is_pretrained_throughout,
     mark_pretrained,
     mark_what_is_loaded,
     refuse_to_overwrite,
 )
-from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, start_equal
+from lightning_cnnopt.core.randomness import Stream, start_equal
 from lightning_cnnopt.core.spec import build, call_with_known, factory_of, listed
 from lightning_cnnopt.core.surgery import Edit, applied_edits
-from lightning_cnnopt.imbalance import BindClassCounts, CountedCriterion
 from lightning_cnnopt.initialization import Initializer
 from lightning_cnnopt.initialization.callback import initialize, sample_for, with_counts
 from lightning_cnnopt.initialization.initializers import as_initializer
-from lightning_cnnopt.learning_rate import LayerRate, Schedule, ScheduleLearningRate, layer_rates, scale_rates
-from lightning_cnnopt.learning_rate.layer_wise import tell
-from lightning_cnnopt.measurement import MeasuredModule, MetricFactory, Task, make_metrics
+from lightning_cnnopt.learning_rate import Schedule
+from lightning_cnnopt.measurement import MetricFactory, Task, make_metrics
 from lightning_cnnopt.normalization import SwapNormalization
-from lightning_cnnopt.optimizers import switching_for
+from lightning_cnnopt.optimization import OptimizedModule
 from lightning_cnnopt.regularization import Penalty
-from lightning_cnnopt.regularization.callback import parameters_of
-from lightning_cnnopt.regularization.functional import add_gradient
-from lightning_cnnopt.regularization.penalties import Charges
 
 
-class ImageClassifier(MeasuredModule):
+class ImageClassifier(OptimizedModule):
     """Trains and measures an image classifier; every technique is an argument, a method to override, or a callback.
 
     Networks, optimizers and layers are given as something that makes them (a class, ``functools.partial(cls, …)``, or
@@ -119,7 +111,6 @@ class ImageClassifier(MeasuredModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
         check_choice("ImageClassifier", "task", task, ("multiclass", "binary", "multilabel"))
         check_range("ImageClassifier", "num_classes", num_classes, 1)
         check_range("ImageClassifier", "in_channels", in_channels, 1)
@@ -129,19 +120,21 @@ class ImageClassifier(MeasuredModule):
             raise ConfigurationError("ImageClassifier: mean and std belong together; give both or neither.")
         if class_names is not None and len(class_names) != num_classes and task != "binary":
             raise ConfigurationError(f"ImageClassifier: {len(class_names)} class_names for num_classes={num_classes}.")
+        super().__init__(
+            optimizer,
+            None if schedule is None else build(schedule, Schedule),  # type: ignore[type-abstract]
+            layer_decay,
+            [build(penalty, Penalty) for penalty in listed(penalties)],  # type: ignore[type-abstract]
+        )
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size: tuple[int, int] = (image_size[0], image_size[1])
         self.task: Task = task
         self.class_names = list(class_names) if class_names is not None else None
-        self.schedule: Schedule | None = None if schedule is None else build(schedule, Schedule)  # type: ignore[type-abstract]
-        self.layer_decay = layer_decay
         self.initializer: Initializer | None = None if initializer is None else as_initializer(initializer)
-        self.penalties: list[Penalty] = [build(penalty, Penalty) for penalty in listed(penalties)]  # type: ignore[type-abstract]
         self._network = network
         self._activation = activation
         self._normalization = normalization
-        self._optimizer = optimizer
         self._metrics = dict(metrics or {})
         default = nn.CrossEntropyLoss if task == "multiclass" else nn.BCEWithLogitsLoss
         self.criterion: nn.Module = build(criterion if criterion is not None else default, nn.Module)
@@ -166,11 +159,7 @@ class ImageClassifier(MeasuredModule):
         self._stream = Stream("initialization", per_rank=False)
         self.added_edits: list[Edit] = []
         """What :meth:`add_edit` was given; checkpoints hold it."""
-        self.own_callbacks: list[Callback] = []
-        """The callbacks that come with this module, once a Trainer has asked for them."""
         self._has_inspected = self._knows_statistics = False
-        self._charges: Charges | None = None
-        self._penalty: Tensor | None = None
 
     # hooks to override
 
@@ -229,20 +218,6 @@ class ImageClassifier(MeasuredModule):
                 f"{tuple(targets.shape)} and type {targets.dtype} as targets: {str(error).splitlines()[0]}"
             ) from error
 
-    def regularization(self) -> Tensor | None:
-        """Return what the loss is charged, once per optimizer step. By default the sum of ``penalties``."""
-        if not self.penalties:
-            return None
-        return torch.stack([penalty(self.network) for penalty in self.penalties]).sum()
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the groups that the optimizer is made of. By default no decay on biases and norms."""
-        return parameter_groups(self)
-
-    def layer_rates(self) -> list[LayerRate]:
-        """Return the layers that learn at rates of their own. By default, with ``layer_decay``, those of the network."""
-        return [] if self.layer_decay is None else layer_rates(self.network, self.layer_decay)
-
     def configure_metrics(self) -> MetricCollection:
         """Return the metrics of validation and test. By default accuracy, macro F1, calibration error, and ``metrics``."""
         return make_metrics(self.task, self.num_classes, self._metrics)
@@ -289,51 +264,6 @@ class ImageClassifier(MeasuredModule):
             start_equal(self.network)
         mark_pretrained(self.network)
 
-    @override
-    def configure_callbacks(self) -> list[Callback]:
-        if not self.own_callbacks:
-            self.own_callbacks = [
-                ResumeRandomState(),
-                StopOnDivergence(),
-                *switching_for(factory_of(self._optimizer, Optimizer)),
-            ]
-            if self.schedule is not None:
-                scheduled = ScheduleLearningRate(self.schedule)
-                scheduled.of_module = True
-                self.own_callbacks.append(scheduled)
-            if isinstance(self.criterion, CountedCriterion):
-                self.own_callbacks.append(BindClassCounts())
-        others = [c for c in callbacks_of(self.trainer) if isinstance(c, ScheduleLearningRate) and not c.of_module]
-        if others and self.schedule is not None:
-            raise ConfigurationError(
-                f"The model has schedule={self.schedule!r} and the Trainer has a ScheduleLearningRate with "
-                f"{others[0].schedule!r}; keep one."
-            )
-        present = callbacks_of(self.trainer)
-        given = any(isinstance(callback, BindClassCounts) for callback in present)
-        return [c for c in self.own_callbacks if c not in present and not (given and isinstance(c, BindClassCounts))]
-
-    @override
-    def configure_optimizers(self) -> Optimizer:
-        groups = self.parameter_groups()
-        given = [id(parameter) for group in groups for parameter in group["params"]]
-        missing = [
-            name for name, parameter in self.named_parameters() if parameter.requires_grad and id(parameter) not in given
-        ]
-        if missing:
-            raise ConfigurationError(
-                f"parameter_groups() leaves out {len(missing)} trainable parameters, such as {missing[0]!r}."
-            )
-        try:
-            optimizer: Optimizer = factory_of(self._optimizer, Optimizer)(groups)
-        except (ValueError, TypeError) as error:
-            name = checkpoints.storable(self._optimizer).get("class_path", "")
-            raise ConfigurationError(f"The optimizer {name} can't be made: {error}.") from error
-        if rates := self.layer_rates():
-            scale_rates(optimizer, rates)
-            tell(rates)
-        return optimizer
-
     # training and measuring
 
     @override
@@ -345,15 +275,6 @@ class ImageClassifier(MeasuredModule):
     def on_train_start(self) -> None:
         super().on_train_start()
         self._has_inspected = False
-        if self.penalties:
-            refuse_sharding(self.trainer, f"{type(self).__name__}(penalties={self.penalties!r})")
-        # a subclass's own charge is autograd's business; penalties know their gradients
-        charges_itself = is_overridden("regularization", self, ImageClassifier)
-        self._charges = None if charges_itself else Charges(self.penalties, self.network)
-
-    @override
-    def on_train_end(self) -> None:
-        self._charges = None
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -365,18 +286,6 @@ class ImageClassifier(MeasuredModule):
         loss = self.loss(logits, targets)
         self.add_up(loss, logits, targets)
         return loss
-
-    @override
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self._charges is not None:
-            self._charges.add_gradients_(optimizer)
-        else:
-            self._penalty = add_gradient(self.regularization, parameters_of(optimizer))
-
-    @override
-    def charged(self) -> Tensor | None:
-        """Return what the weights are charged at present."""
-        return self._penalty if self._charges is None else self._charges.total()
 
     # checkpoints
 
