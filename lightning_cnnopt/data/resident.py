@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_range
 from lightning_cnnopt.core.randomness import Stream, rank, shared_seed, world_size
+from lightning_cnnopt.imbalance import cumulated_weights, draw_by_weight
 
 
 class ResidentLoader:
@@ -83,8 +84,7 @@ class ResidentLoader:
         self.drop_last = drop_last
         self.with_index = with_index
         self.training = shuffle if training is None else training
-        # in double precision: the sums of single ones would not tell the samples of a large set apart
-        self._cumulated = None if weights is None else weights.double().cumsum(0)
+        self._cumulated = None if weights is None else cumulated_weights("ResidentLoader", weights)
         self._stream = Stream("order", seed, per_rank=False)
         self._epoch_start: Tensor | None = None  # the stream's state before this epoch's order was drawn
         self._position = 0
@@ -138,12 +138,7 @@ class ResidentLoader:
         self._epoch_start = self._stream.generator.get_state()
         if self._cumulated is None:
             return torch.randperm(len(self.images), generator=self._stream.generator)
-        draws = torch.rand(len(self.images), dtype=torch.float64, generator=self._stream.generator)
-        # torch.multinomial takes 2²⁴ samples at most. A draw that is a sample's end belongs to the next one of any weight, and
-        # the end of all is no draw, which rounding could make of one
-        end = self._cumulated[-1]
-        points = (draws * end).clamp_max(torch.nextafter(end, torch.zeros_like(end)))
-        return torch.searchsorted(self._cumulated, points, right=True)
+        return draw_by_weight(self._cumulated, len(self.images), self._stream.generator)
 
     def _cuts(self) -> list[tuple[int, int]]:
         count, ranks = len(self.images), world_size()
@@ -167,5 +162,3 @@ def _check_weights(weights: Tensor, count: int, shuffle: bool) -> None:
         raise DataError(f"ResidentLoader: weights of shape {tuple(weights.shape)} for {count} samples; expected one for each.")
     if not shuffle:
         raise ConfigurationError("ResidentLoader: weights say how to draw samples; give them together with shuffle=True.")
-    if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool(weights.any()):
-        raise ConfigurationError("ResidentLoader: weights have to be finite and not negative, and one of them above 0.")

@@ -5,6 +5,8 @@ from lightning_cnnopt.imbalance.criteria import LDAM, CountedCriterion, FocalLos
 from lightning_cnnopt.imbalance.functional import (
     Scheme,
     class_weights,
+    cumulated_weights,
+    draw_by_weight,
     effective_number,
     focal_loss,
     label_distribution_aware_margin_loss,
@@ -14,6 +16,7 @@ from lightning_cnnopt.imbalance.functional import (
     sample_weights,
 )
 from lightning_cnnopt.imbalance.layers import CosineHead, CosineLinear
+from lightning_cnnopt.imbalance.sampling import WeightedSampler
 
 __all__ = [
     "LDAM",
@@ -26,7 +29,10 @@ __all__ = [
     "LogitAdjustment",
     "Scheme",
     "SigmoidFocalLoss",
+    "WeightedSampler",
     "class_weights",
+    "cumulated_weights",
+    "draw_by_weight",
     "effective_number",
     "focal_loss",
     "label_distribution_aware_margin_loss",

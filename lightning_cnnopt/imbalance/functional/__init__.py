@@ -9,6 +9,8 @@ from lightning_cnnopt.imbalance.functional.losses import (
 from lightning_cnnopt.imbalance.functional.weights import (
     Scheme,
     class_weights,
+    cumulated_weights,
+    draw_by_weight,
     effective_number,
     positive_weights,
     sample_weights,
@@ -17,6 +19,8 @@ from lightning_cnnopt.imbalance.functional.weights import (
 __all__ = [
     "Scheme",
     "class_weights",
+    "cumulated_weights",
+    "draw_by_weight",
     "effective_number",
     "focal_loss",
     "label_distribution_aware_margin_loss",

@@ -1,4 +1,4 @@
-"""Weights of classes from their frequencies."""
+"""Weights of classes from their frequencies, and draws by weight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_cnnopt.core.errors import DataError
+from lightning_cnnopt.core.errors import ConfigurationError, DataError
 
 Scheme = Literal["balanced", "sqrt", "effective"]
 
@@ -103,3 +103,49 @@ def positive_weights(counts: Tensor, total: int) -> Tensor:
     if (counts > total).any():
         raise DataError(f"A label has {int(counts.max())} positive samples, and there are total={total} in all.")
     return ((total - counts).double() / counts).float()
+
+
+def cumulated_weights(owner: str, weights: Tensor) -> Tensor:
+    """Return the running sums of weights of samples, for :func:`draw_by_weight`.
+
+    They are in double precision: the sums of single ones would not tell the samples of a large set apart.
+
+    Args:
+        owner: Whose weights they are, for the error.
+        weights: (N,), how often each sample is drawn in proportion to the others.
+
+    Raises:
+        ConfigurationError: If they are not of one dimension, not finite, negative, or all 0.
+
+    Example:
+        >>> cumulated_weights("Example", torch.tensor([1.0, 2.0]))
+        tensor([1., 3.], dtype=torch.float64)
+    """
+    if weights.ndim != 1:
+        raise ConfigurationError(f"{owner}: weights of shape {tuple(weights.shape)}; expected (N,), one for each sample.")
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool(weights.any()):
+        raise ConfigurationError(f"{owner}: weights have to be finite and not negative, and one of them above 0.")
+    return weights.double().cumsum(0)
+
+
+def draw_by_weight(cumulated: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Return ``count`` samples, drawn with replacement, each as likely as its weight says.
+
+    Args:
+        cumulated: (N,), see :func:`cumulated_weights`. N has no limit; ``torch.multinomial`` takes 2²⁴ at most.
+        count: How many.
+        generator: What draws.
+
+    Returns:
+        (count,) places of the samples.
+
+    Example:
+        >>> draw_by_weight(cumulated_weights("Example", torch.tensor([0.0, 1.0, 0.0])), 3)
+        tensor([1, 1, 1])
+    """
+    draws = torch.rand(count, dtype=torch.float64, generator=generator)
+    # a draw that is a sample's end belongs to the next one of any weight, and the end of all is no draw, which rounding could
+    # make of one
+    end = cumulated[-1]
+    points = (draws * end).clamp_max(torch.nextafter(end, torch.zeros_like(end)))
+    return torch.searchsorted(cumulated, points, right=True)
