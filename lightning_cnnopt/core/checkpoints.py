@@ -206,7 +206,9 @@ def check_criterion_fits(module: Any) -> None:
     Raises:
         ConfigurationError: Naming criterion, targets and what went wrong.
     """
-    tasks = getattr(module.criterion, "tasks", (module.task,))
+    # of labels, torch's would make one softmax over a batch's answers, or shares of one class, and train on that
+    default = ("multiclass",) if isinstance(module.criterion, nn.CrossEntropyLoss) else (module.task,)
+    tasks = getattr(module.criterion, "tasks", default)
     if module.task not in tasks:
         raise ConfigurationError(
             f"criterion={module.criterion!r} is a loss for the task {' or '.join(tasks)}, and the model has "

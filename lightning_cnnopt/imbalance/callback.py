@@ -23,6 +23,7 @@ from lightning_cnnopt.core.schedule import (
 )
 from lightning_cnnopt.imbalance.criteria import LDAM, CountedCriterion, FocalLoss, LogitAdjustment
 from lightning_cnnopt.imbalance.functional import Scheme, class_weights, positive_weights
+from lightning_cnnopt.imbalance.layers import CosineLinear
 
 _WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss, nn.MultiMarginLoss, FocalLoss, LDAM)
 
@@ -146,8 +147,8 @@ class BindClassCounts(TechniqueCallback):
         counts: Training samples of each class; by default ``class_counts()`` of the data module.
 
     Raises:
-        ConfigurationError: If the frequencies are unknown or of labels that are not exclusive, or the data module draws
-            samples by them already.
+        ConfigurationError: If the frequencies are unknown or of labels that are not exclusive, the data module draws samples
+            by them already, or the scale of ``LDAM`` is not that of the network's ``CosineHead``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -171,6 +172,8 @@ class BindClassCounts(TechniqueCallback):
         for criterion in criteria:
             if isinstance(criterion, LogitAdjustment):
                 _refuse_sampling(datamodule, "LogitAdjustment")
+            if isinstance(criterion, LDAM):
+                _check_scale(criterion, pl_module)
             if criterion.counts is not None and not criterion.is_bound:
                 continue
             counts = self.counts
@@ -201,6 +204,21 @@ def _refuse_sampling(datamodule: Any, owner: str) -> None:
         raise ConfigurationError(
             f"{owner} and data.sampling={datamodule.sampling!r} make up for the same frequencies, and both together for too "
             "much; keep one."
+        )
+
+
+def _check_scale(criterion: LDAM, module: nn.Module) -> None:
+    scales = {child.scale for child in module.modules() if isinstance(child, CosineLinear)}
+    if scales and scales != {criterion.scale}:
+        raise ConfigurationError(
+            f"LDAM has scale={criterion.scale:g}, and the head is CosineLinear(scale={min(scales):g}): its margins would not "
+            "be in the unit of the logits. Give both the same."
+        )
+    if not scales and criterion.scale != 1:
+        rank_zero_warn(
+            f"{criterion!r} takes margins for cosines, and {type(module).__name__} has no CosineLinear: they are up to "
+            f"{criterion.scale * criterion.max_margin:g} in its logits. Add the edit CosineHead(scale={criterion.scale:g}), "
+            "unless the last layer gives scaled cosines of its own."
         )
 
 

@@ -45,8 +45,9 @@ class CosineLinear(nn.Linear):
 class CosineHead(Edit):
     """Replaces the last linear layer of a network by one whose logits are scaled cosines, as the paper of LDAM has it.
 
-    The weights stay, the bias goes. The last one is the last in the order of ``modules()``. The layer scales, and not the
-    criterion, so that loss, probabilities and calibration all go by the same logits.
+    The weights stay, the bias goes. The last one is the last in the order of ``modules()``; where that is a
+    :class:`CosineLinear` already, nothing changes. The layer scales, and not the criterion, so that loss, probabilities and
+    calibration all go by the same logits.
 
     Args:
         scale: What the cosines are multiplied by. 30, the paper's: the softmax of bare cosines is nearly even.
@@ -59,7 +60,7 @@ class CosineHead(Edit):
         CosineLinear(in_features=8, out_features=3, scale=30.0)
     """
 
-    looks_for: ClassVar[str] = "linear layers"
+    looks_for: ClassVar[str] = "last linear layer"
 
     def __init__(self, scale: float = 30.0) -> None:
         check_range("CosineHead", "scale", scale, 0, low_open=True)
@@ -67,8 +68,10 @@ class CosineHead(Edit):
 
     @override
     def apply(self, network: nn.Module) -> int:
-        linear = [module for module in network.modules() if type(module) is nn.Linear]
-        return replace_modules(network, lambda module: module is linear[-1], self._cosine) if linear else 0
+        linear = [module for module in network.modules() if type(module) in (nn.Linear, CosineLinear)]
+        if not linear or isinstance(linear[-1], CosineLinear):
+            return 0
+        return replace_modules(network, lambda module: module is linear[-1], self._cosine)
 
     def _cosine(self, layer: nn.Module) -> nn.Module:
         assert isinstance(layer, nn.Linear)

@@ -183,6 +183,33 @@ def test_ldam_behind_a_cosine_head_is_the_papers():
     assert torch.allclose(LDAM(0.4, 30, counts)(head(features), targets), expected, atol=1e-5)
 
 
+def test_a_head_of_cosines_is_left_alone_and_so_is_the_layer_below_it():
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), CosineLinear(8, 3, scale=5.0))
+    with pytest.warns(UserWarning, match="changed nothing: Sequential has no last linear layer left to change"):
+        assert CosineHead()(network) == 0
+    assert type(network[0]) is nn.Linear
+    assert network[2].scale == 5.0
+
+
+@pytest.mark.parametrize(("scale", "of_head"), [(1.0, 30.0), (30.0, 10.0)])
+def test_margins_of_another_scale_than_the_head_are_refused(scale, of_head):
+    data = Digits()
+    model = classifier(data, partial(LDAM, scale=scale), edits=[CosineHead(of_head)])
+    with pytest.raises(
+        ConfigurationError, match=rf"LDAM has scale={scale:g}, and the head is CosineLinear\(scale={of_head:g}\)"
+    ):
+        quiet_trainer(max_steps=1).fit(model, data)
+
+
+def test_margins_for_cosines_without_a_head_of_cosines_are_warned_of():
+    data = Digits()
+    model = classifier(data, partial(LDAM, scale=30.0))
+    with pytest.warns(
+        UserWarning, match=r"has no CosineLinear: they are up to 15 in its logits. Add the edit CosineHead\(scale=30"
+    ):
+        quiet_trainer(max_steps=1).fit(model, data)
+
+
 def test_a_cosine_head_gives_cosines_and_keeps_weights_and_names():
     network = ConvNet(image_size=(8, 8))
     weight = network.classifier.weight
@@ -408,11 +435,11 @@ class Steps(Callback):
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
-@pytest.mark.parametrize("name", CRITERIA)
-def test_a_loss_over_exclusive_classes_is_refused_for_labels_before_training(name, task):
+@pytest.mark.parametrize("criterion", [*CRITERIA.values(), nn.CrossEntropyLoss], ids=[*CRITERIA, "CrossEntropyLoss"])
+def test_a_loss_over_exclusive_classes_is_refused_for_labels_before_training(criterion, task):
     data, steps = labelled(task), Steps()
     with pytest.raises(ConfigurationError, match=rf"is a loss for the task multiclass, and the model has task='{task}'"):
-        quiet_trainer(steps, max_steps=1).fit(classifier(data, CRITERIA[name]), data)
+        quiet_trainer(steps, max_steps=1).fit(classifier(data, criterion), data)
     assert steps.count == 0
 
 
