@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scipy.stats import chisquare
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
+from lightning_cnnopt.core.randomness import gather
 from lightning_cnnopt.imbalance import WeightedSampler, sample_weights, sampling
 from tests.lightning_tools import Foreign, assert_same_weights, quiet_trainer, samples, weights_of
 
@@ -79,11 +82,46 @@ def test_a_run_resumed_at_the_end_of_an_epoch_ends_with_the_same_bits(tmp_path):
     assert_same_weights(run(4, keep.last_model_path), expected)
 
 
-def test_lightning_keeps_the_sampler_under_several_processes():
-    # it wraps all others than a DistributedSampler into one that shares them out a second time
-    from lightning.pytorch.trainer.connectors.data_connector import DistributedSampler
+class Seen(Callback):
+    """Writes the samples that every process was given, epoch by epoch."""
 
-    assert issubclass(WeightedSampler, DistributedSampler)
+    def __init__(self, path):
+        self.path, self.samples = path, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.samples += batch[1].tolist()
+
+    def on_train_end(self, trainer, pl_module):
+        shares = gather(self.samples)
+        if trainer.is_global_zero:
+            torch.save(shares, self.path)
+
+
+class Line(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_two_processes_of_lightning_share_one_draw(tmp_path):
+    # any other sampler than a DistributedSampler Lightning wraps into one that shares it out a second time
+    data = TensorDataset(torch.rand(13, 1), torch.arange(13))
+    loader = DataLoader(data, batch_size=3, sampler=WeightedSampler(torch.arange(13.0), seed=3))
+    trainer = quiet_trainer(Seen(tmp_path / "seen.pt"), max_epochs=2, devices=2, strategy="ddp_fork")
+    trainer.fit(Line(), loader)
+    expected = [[], []]
+    for epoch in range(2):
+        alone = WeightedSampler(torch.arange(13.0), seed=3)
+        alone.set_epoch(epoch)
+        draw = list(alone)[:12]
+        expected = [before + draw[rank::2] for rank, before in enumerate(expected)]
+    assert torch.load(tmp_path / "seen.pt") == expected
 
 
 @pytest.mark.parametrize(
