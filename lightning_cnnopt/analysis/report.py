@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,12 @@ class RunReport(TechniqueCallback):
             self._confusion.update(outputs["logits"].argmax(1), outputs["targets"])
 
     def _draw_confusion(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        if self._confusion is None or not self._confusion.update_called:
+        if self._confusion is None:
             return
-        counts = self._confusion.compute().cpu()  # every rank takes part in it
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        with warnings.catch_warnings():  # every rank takes part in it, one that had no sample as well
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            counts = self._confusion.compute().cpu()
+        if counts.any() and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             names = getattr(pl_module, "class_names", None) or [str(index) for index in range(len(counts))]
             accuracy = counts.diag().sum() / counts.sum()
             figure = plot_confusion(counts, names, f"{split}: {int(counts.sum())} images, accuracy {float(accuracy):.2%}")

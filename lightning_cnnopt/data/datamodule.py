@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -222,6 +223,8 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> ResidentLoader:
         data = self.train_set
         shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
+        if self.sampling and not shuffle:
+            rank_zero_warn(f"With overfit_batches samples come in their order, so sampling={self.sampling!r} is left out.")
         weights = sample_weights(data.targets, self.num_classes, self.sampling) if shuffle and self.sampling else None
         loader = ResidentLoader(
             data.images, data.targets, self.batch_size, shuffle, self.drop_last, False, self._seed, True, weights

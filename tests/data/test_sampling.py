@@ -120,6 +120,12 @@ def test_a_run_that_draws_resumes_to_the_same_bits(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
+def test_to_overfit_batches_leaves_the_drawing_out_and_says_so():
+    data = Digits(sampling="balanced")
+    with pytest.warns(UserWarning, match="samples come in their order, so sampling='balanced' is left out"):
+        quiet_trainer(overfit_batches=1).fit(ImageClassifier(**data.model_args()), data)
+
+
 def test_a_long_tail_follows_its_formula_and_its_seed():
     targets = torch.arange(5000) % 10
     kept = long_tail(targets, 100)
