@@ -39,7 +39,9 @@ def with_marks(overlay):
     return pytest.param(overlay, marks=marks)
 
 
-@pytest.mark.parametrize("overlay", map(with_marks, OVERLAYS), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "overlay", [with_marks(overlay) for overlay in OVERLAYS], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_every_overlay_trains_over_the_quickstart(overlay, capfd):
     flags = [word for name, value in ONE_STEP.items() for word in (f"--trainer.{name}", str(value))]
     arguments = ["-c", str(CONFIGS / "quickstart.yaml"), "-c", str(overlay), "--test_after_fit", "false"]

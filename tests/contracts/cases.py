@@ -19,6 +19,7 @@ from lightning_cnnopt.augmentation import (
     MixUp,
     PaddedCrop,
     Rotation,
+    ScheduleImageSize,
     Translation,
     VerticalFlip,
 )
@@ -167,6 +168,7 @@ CASES = {
     "ScheduleMomentum": partial(ScheduleMomentum, CounterCycle(0.5, "2st")),
     "ScheduleWeightDecay": partial(ScheduleWeightDecay, Cosine(), start=0.1, end=0.5),
     "AugmentBatches": partial(AugmentBatches, [HorizontalFlip(), PaddedCrop(1)], mixing=MixUp(0.5), num_classes=4),
+    "ScheduleImageSize": partial(ScheduleImageSize, Polynomial(), 0.5, 0.25),
     "ScaleRateWithBatchSize": partial(ScaleRateWithBatchSize, 4, warmup="2st"),
     "ChannelsLast": ChannelsLast,
     "CompileNetwork": partial(CompileNetwork, "eager"),
