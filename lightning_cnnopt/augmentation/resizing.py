@@ -150,8 +150,8 @@ class ScheduleImageSize(ScheduleValue):
         except (RuntimeError, ValueError, AssertionError) as error:
             raise ConfigurationError(
                 f"ScheduleImageSize: {type(network).__name__} takes images of {size[0]}x{size[1]} and none of "
-                f"{least[0]}x{least[1]}: {str(error).splitlines()[0]} Take a network that pools over the whole image (ConvNet: "
-                "global_pooling), or a larger start."
+                f"{least[0]}x{least[1]}: {str(error).splitlines()[0].rstrip('.')}. Take a network that pools over the whole image "
+                "(ConvNet: global_pooling), or a larger start."
             ) from error
         finally:
             for module, mode in modes.items():
