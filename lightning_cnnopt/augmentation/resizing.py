@@ -148,10 +148,11 @@ class ScheduleImageSize(ScheduleValue):
             with torch.no_grad():
                 network(torch.zeros(2, channels, *least, device=pl_module.device))
         except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
             raise ConfigurationError(
                 f"ScheduleImageSize: {type(network).__name__} takes images of {size[0]}x{size[1]} and none of "
-                f"{least[0]}x{least[1]}: {str(error).splitlines()[0].rstrip('.')}. Take a network that pools over the whole image "
-                "(ConvNet: global_pooling), or a larger start."
+                f"{least[0]}x{least[1]}: {reason}. Take a network that pools over the whole image (ConvNet: global_pooling), "
+                "or a larger start."
             ) from error
         finally:
             for module, mode in modes.items():
