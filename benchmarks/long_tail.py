@@ -90,6 +90,26 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return summary
 
 
+def markdown(summary: dict[str, Any]) -> str:
+    """Return the table that docs/imbalance.md shows; a test holds the page to it.
+
+    Example:
+        >>> figure = {"mean": 0.9, "gain": 0.02, "interval": [0.01, 0.03]}
+        >>> print(markdown({"focal loss": {"seeds": 5, "rarest_third": figure, "all_classes": figure}}).splitlines()[-1])
+        | focal loss | 5 | 0.900 | +0.020 (+0.010 to +0.030) | 0.900 | +0.020 (+0.010 to +0.030) |
+    """
+    lines = ["| | seeds | rarest third | gain | all classes | gain |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, figures in summary.items():
+        cells = [name, str(figures["seeds"])]
+        for what in ("rarest_third", "all_classes"):
+            figure = figures[what]
+            low, high = figure["interval"]
+            gain = "" if name == "plain" else f"{figure['gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+            cells += [f"{figure['mean']:.3f}", gain]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Run what is missing, print the table, and return 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

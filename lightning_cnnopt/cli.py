@@ -87,7 +87,10 @@ class CnnoptCLI(LightningCLI):
         for name in set(given) & set(_FROM_DATA):
             raise ConfigurationError(f"model.{name} comes from the data and can't be given by hand; it would be written twice.")
         super().parse_arguments(parser, args)
-        _check_ranges(self.config[self.config.subcommand])
+        config = self.config[self.config.subcommand]
+        _check_ranges(config)
+        if self.config.subcommand in ("fit", "lr_find") and config.trainer.limit_train_batches == 0:
+            raise ConfigurationError("trainer.limit_train_batches=0 leaves nothing to train on.")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning merges the checkpoint's hyperparameters into every config. Here a resumed fit keeps its config, and the

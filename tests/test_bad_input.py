@@ -90,6 +90,7 @@ def from_npz(path, *arguments):
             ["shape (2,)", "one number"],
         ),
         (["--trainer.accumulate_grad_batches", "0"], ["accumulate_grad_batches=0", "1 <="]),
+        (["--trainer.limit_train_batches", "0"], ["limit_train_batches=0", "nothing to train on"]),
         (["--trainer.gradient_clip_val", "-1"], ["gradient_clip_val=-1"]),
         (["--trainer.log_every_n_steps", "-1"], ["log_every_n_steps=-1"]),
         (["--trainer.devices", "99"], ["devices=99", "processes"]),

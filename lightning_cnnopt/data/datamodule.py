@@ -18,6 +18,7 @@ from lightning_cnnopt.core.batch import read_batch, to_float, write_batch
 from lightning_cnnopt.core.callback import callbacks_of
 from lightning_cnnopt.core.errors import DataError, check_choice, check_range
 from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, shared_seed
+from lightning_cnnopt.core.spec import listed
 from lightning_cnnopt.data.image_set import ImageSet, channel_statistics, check_set
 from lightning_cnnopt.data.long_tail import long_tail
 from lightning_cnnopt.data.resident import ResidentLoader
@@ -38,7 +39,7 @@ class ImageDataModule(LightningDataModule):
     Args:
         batch_size: Samples of a training batch on each process.
         eval_batch_size: The same for validation, test and prediction.
-        augmentation: Transforms for training, in their order.
+        augmentation: Transforms for training, in their order. One alone need not be in a list.
         mixing: Mixing for training, after the transforms.
         val_size: What the training set gives to validation, stratified by class: a fraction, a number of samples, or 0.
         split_seed: Seed of that split; apart from the run's, so that seeds vary training only.
@@ -62,7 +63,7 @@ class ImageDataModule(LightningDataModule):
         self,
         batch_size: int = 64,
         eval_batch_size: int = 512,
-        augmentation: Sequence[Transform] = (),
+        augmentation: Transform | Sequence[Transform] = (),
         mixing: Mixing | None = None,
         val_size: int | float = 0.1,
         split_seed: int = 0,
@@ -91,7 +92,7 @@ class ImageDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.sampling: Scheme | None = sampling
         self.long_tail = long_tail
-        self.augmentation = Augmentation(augmentation, mixing, self.num_classes)
+        self.augmentation = Augmentation(listed(augmentation), mixing, self.num_classes)
         self._sets: dict[str, ImageSet] = {}
         self._loader: ResidentLoader | None = None
         self._seed: int | None = None

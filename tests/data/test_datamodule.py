@@ -210,6 +210,10 @@ def test_training_batches_alone_are_augmented_and_mixed():
     assert module.seen["val"][-1][1].ndim == 1
 
 
+def test_one_transform_alone_need_not_be_in_a_list():
+    assert colours(augmentation=HorizontalFlip(1.0)).augmentation.transforms == [HorizontalFlip(1.0)]
+
+
 def test_augmentation_flips_what_it_is_given():
     data = colours(normalize=False, augmentation=[HorizontalFlip(1.0)], batch_size=48)
     module = Seeing()
