@@ -22,8 +22,8 @@ def scaled_size(size: Sequence[int], scale: float, multiple: int = 4) -> list[in
     """Return height and width times ``scale``, each to the nearest ``multiple``, at least that and at most what it is.
 
     Example:
-        >>> scaled_size((32, 30), 0.6), scaled_size((32, 30), 1.0), scaled_size((32, 30), 0.01)
-        ([20, 20], [32, 30], [4, 4])
+        >>> scaled_size((32, 30), 0.5), scaled_size((32, 30), 1.0), scaled_size((32, 30), 0.01)
+        ([16, 16], [32, 30], [4, 4])
     """
     if scale >= 1:
         return list(size)
