@@ -70,7 +70,9 @@ def _side(processes: int, batch_size: int) -> Function:
         environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "figures.json"
-            command = [sys.executable, "-m", "benchmarks.processes", str(processes), str(batch_size), str(out)]
+            # torchrun waits for its processes, so that their CPU time is this run's; Lightning's own launcher does not
+            launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+            command = [sys.executable, "-m", *launcher, "benchmarks.processes", str(processes), str(batch_size), str(out)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if done.returncode:
                 raise RuntimeError(f"training with {processes} processes failed:\n{done.stderr[-2000:]}")
