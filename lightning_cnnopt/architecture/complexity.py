@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.modes import modes_kept
 
 _PARAMETRIZATIONS = ".parametrizations."
 
@@ -183,15 +184,12 @@ def watched(network: nn.Module, enter: Callable[[str], None], leave: Callable[[s
 @contextmanager
 def left_as_it_was(network: nn.Module) -> Iterator[None]:
     """Put back the mode of each module, the buffers, and torch's random state. Nothing runs compiled: no hook would see it."""
-    modes = {module: module.training for module in network.modules()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     cuda = list({buffer.device for buffer in (*network.parameters(), *network.buffers()) if buffer.is_cuda})
-    with torch.random.fork_rng(devices=cuda), torch.compiler.set_stance("force_eager"):
+    with modes_kept(network), torch.random.fork_rng(devices=cuda), torch.compiler.set_stance("force_eager"):
         try:
             yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
             with torch.no_grad():
                 for name, buffer in network.named_buffers():
                     buffer.copy_(buffers[name])

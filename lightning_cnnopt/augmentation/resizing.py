@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import resize
 from typing_extensions import override
 
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
+from lightning_cnnopt.core.modes import modes_kept
 from lightning_cnnopt.core.schedule import DurationLike, Schedule, TrainingLength, fraction_of, parse_duration
 from lightning_cnnopt.core.surgery import inner_network
 from lightning_cnnopt.core.values import Driven, ScheduleValue
@@ -142,10 +143,9 @@ class ScheduleImageSize(ScheduleValue):
             return
         assert self.start is not None
         least = scaled_size(size, self.start, self.multiple)
-        modes = {module: module.training for module in network.modules()}
-        network.eval()
         try:
-            with torch.no_grad():
+            with modes_kept(network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                network.eval()
                 network(torch.zeros(2, channels, *least, device=pl_module.device))
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
@@ -154,9 +154,6 @@ class ScheduleImageSize(ScheduleValue):
                 f"{least[0]}x{least[1]}: {reason}. Take a network that pools over the whole image (ConvNet: global_pooling), "
                 "or a larger start."
             ) from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
 
 class _Until(Schedule):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_cnnopt._version import __version__
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError
+from lightning_cnnopt.core.modes import modes_kept
 from lightning_cnnopt.core.spec import build, factory_of, has_spec, import_path, is_spec, to_spec, without_defaults
 from lightning_cnnopt.core.surgery import Edit
 
@@ -178,18 +179,14 @@ def check_network_fits(module: Any) -> None:
         ConfigurationError: Naming network, input and what went wrong.
     """
     shape = (2, module.in_channels, *module.image_size)
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
     try:
         # a network that was compiled for an earlier fit would be compiled again, for two images
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with modes_kept(module), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            module.eval()
             logits = module(torch.zeros(shape, dtype=torch.uint8, device=module.device))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigurationError(f"{_network(module)} does not take images of shape {shape}: {reason}") from error
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
     if tuple(logits.shape) != (2, module.num_classes):
         raise ConfigurationError(
             f"{_network(module)} gives outputs of shape {tuple(logits.shape)} for 2 images; expected (2, "

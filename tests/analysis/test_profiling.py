@@ -45,7 +45,7 @@ def test_the_slower_layer_takes_longer_and_a_layer_is_not_charged_for_those_with
     # a hundred products against one: so far apart that a busy machine changes nothing
     assert profile.latency["0.1"] > 5 * profile.latency["0.0"]
     assert profile.latency["0.1"] > 5 * profile.latency["0"]
-    assert min(profile.forward_ms, profile.step_ms) > 0
+    assert min(profile.forward_ms, profile.step_ms) > 5 * profile.latency["0.0"]
 
 
 def test_the_table_and_the_csv_hold_every_layer_and_the_sums(tmp_path):

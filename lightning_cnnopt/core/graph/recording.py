@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
+from lightning_cnnopt.core.modes import modes_kept
+
 
 @torch.no_grad()
 def record(network: nn.Module, sample: Tensor, is_leaf: Callable[[nn.Module], bool]) -> torch.fx.Graph:
@@ -24,7 +26,6 @@ def record(network: nn.Module, sample: Tensor, is_leaf: Callable[[nn.Module], bo
         is_leaf: Which modules are one node, whatever they compute inside.
     """
     recorder = _Recorder()
-    modes = {module: module.training for module in network.modules()}
     handles = []
     for name, module in network.named_modules():
         if module is not network and is_leaf(module):
@@ -33,18 +34,17 @@ def record(network: nn.Module, sample: Tensor, is_leaf: Callable[[nn.Module], bo
                 module.register_forward_pre_hook(recorder.enter),
                 module.register_forward_hook(recorder.leave(name), prepend=True, with_kwargs=True),
             ]
-    network.eval()
     try:
         sample = sample[:2]
         recorder.note(recorder.graph.placeholder("input"), sample)
-        with recorder:
-            output = network(sample)
+        with modes_kept(network):
+            network.eval()
+            with recorder:
+                output = network(sample)
         recorder.graph.output(recorder.nodes(output))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return recorder.graph
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
 from lightning_cnnopt.core.graph import WEIGHTED_LAYERS
+from lightning_cnnopt.core.modes import modes_kept
 from lightning_cnnopt.initialization.functional.draws import assign_
 
 
@@ -43,9 +44,8 @@ def lsuv_(
     Reference:
         Mishkin & Matas, "All you need is a good init", 2016.
     """
-    training = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
+    with modes_kept(network):
+        network.eval()
         order = [item for item in computation_order(network, sample) if layers is None or item[0] in layers]
         for name, layer in order:
             for _ in range(iterations):
@@ -59,9 +59,6 @@ def lsuv_(
                 assert isinstance(layer.weight, Tensor)
                 assign_(layer, "weight", layer.weight / math.sqrt(variance))
         return {name: _output_variance(network, layer, sample) for name, layer in order}
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 @torch.no_grad()

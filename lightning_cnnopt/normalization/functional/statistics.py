@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.errors import DataError
+from lightning_cnnopt.core.modes import modes_kept
 from lightning_cnnopt.core.randomness import gather
 
 
@@ -75,7 +76,6 @@ def precise_statistics(
     names: dict[nn.Module, str] = {norm: name for name, norm in norms.items()}
     seen: dict[nn.Module, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in chosen}
     saved = {norm: {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in chosen}
-    modes = {module: module.training for module in network.modules()}
     reference = next(network.parameters(), None)
 
     def measure(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -86,18 +86,17 @@ def precise_statistics(
     handles = [norm.register_forward_pre_hook(measure) for norm in chosen]
     count = 0
     try:
-        network.eval()
-        for norm in chosen:
-            norm.training = True
-        for batch in batches:
-            images = batch if isinstance(batch, Tensor) else read_batch(batch)[0]
-            (forward or network)(images if reference is None else images.to(reference.device))
-            count += 1
+        with modes_kept(network):
+            network.eval()
+            for norm in chosen:
+                norm.training = True
+            for batch in batches:
+                images = batch if isinstance(batch, Tensor) else read_batch(batch)[0]
+                (forward or network)(images if reference is None else images.to(reference.device))
+                count += 1
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
         for norm, buffers in saved.items():
             for name, buffer in buffers.items():
                 norm.get_buffer(name).copy_(buffer)
