@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,29 @@ from scipy.stats import t as student
 from benchmarks.frame.machine import describe_machine, usable_cores
 
 
-def measure(config: Path, seed: int, root: str | None = None) -> dict[str, float]:
-    """Run one seed of a config and return its test accuracy and its seconds, start-up included.
+@contextmanager
+def run_of(configs: Sequence[Path], seed: int, root: str | None = None) -> Iterator[tuple[Path, float]]:
+    """Run ``cnnopt fit`` in a process and a directory of its own, and give that directory and the seconds, start-up included.
 
     Args:
-        config: A config with ``test_after_fit``.
+        configs: Laid over each other; the first one has ``test_after_fit``.
         seed: The run's seed.
         root: Folder of the data set's files, for data modules that have any.
     """
-    command = [sys.executable, "-m", "lightning_cnnopt", "fit", "--config", str(config.resolve()), "--name", "measured"]
-    command += ["--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
+    command = [sys.executable, "-m", "lightning_cnnopt", "fit"]
+    command += [word for config in configs for word in ("--config", str(config.resolve()))]
+    command += ["--name", "measured", "--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
     command += [] if root is None else ["--data.root", str(Path(root).resolve())]
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        seconds = time.perf_counter() - begin
-        with (Path(folder) / "runs" / "measured" / "version_0" / "metrics.csv").open() as stream:
-            accuracy = [float(row["test_acc"]) for row in csv.DictReader(stream) if row.get("test_acc")][-1]
+        yield Path(folder) / "runs" / "measured" / "version_0", time.perf_counter() - begin
+
+
+def measure(config: Path, seed: int, root: str | None = None) -> dict[str, float]:
+    """Run one seed of a config and return its test accuracy and its seconds; see :func:`run_of`."""
+    with run_of([config], seed, root) as (directory, seconds), (directory / "metrics.csv").open() as stream:
+        accuracy = [float(row["test_acc"]) for row in csv.DictReader(stream) if row.get("test_acc")][-1]
     return {"seed": seed, "test_acc": round(accuracy, 6), "seconds": round(seconds, 1)}
 
 

@@ -14,17 +14,14 @@ import argparse
 import csv
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accuracy import summarize
+from benchmarks.accuracy import run_of, summarize
 from benchmarks.frame.machine import describe_machine, usable_cores
 
 ROOT = Path(__file__).parent.parent
@@ -48,16 +45,9 @@ def measure(overlay: str | None, seed: int, root: str | None) -> dict[str, Any]:
         seed: The run's seed.
         root: Folder of Fashion-MNIST's files.
     """
-    command = [sys.executable, "-m", "lightning_cnnopt", "fit", "-c", str(ROOT / BASE)]
-    command += [] if overlay is None else ["-c", str(ROOT / overlay)]
-    command += ["--name", "measured", "--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
-    command += [] if root is None else ["--data.root", str(Path(root).resolve())]
-    with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        seconds = time.perf_counter() - begin
-        with (Path(folder) / "runs" / "measured" / "version_0" / "classes_test.csv").open() as stream:
-            rows = list(csv.DictReader(stream))
+    configs = [ROOT / BASE, *([] if overlay is None else [ROOT / overlay])]
+    with run_of(configs, seed, root) as (directory, seconds), (directory / "classes_test.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
     by_count = sorted(rows, key=lambda row: int(row["train_samples"]))
     rarest = by_count[: len(rows) // 3]
     return {
