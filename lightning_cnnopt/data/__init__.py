@@ -4,6 +4,19 @@ from lightning_cnnopt.data.datamodule import ImageDataModule
 from lightning_cnnopt.data.image_set import ImageSet
 from lightning_cnnopt.data.long_tail import long_tail
 from lightning_cnnopt.data.resident import ResidentLoader
-from lightning_cnnopt.data.sets import Digits, FashionMNIST, TensorData
+from lightning_cnnopt.data.sets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, Digits, FashionMNIST, TensorData
 
-__all__ = ["Digits", "FashionMNIST", "ImageDataModule", "ImageSet", "ResidentLoader", "TensorData", "long_tail"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "KMNIST",
+    "MNIST",
+    "SVHN",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageSet",
+    "ResidentLoader",
+    "TensorData",
+    "long_tail",
+]

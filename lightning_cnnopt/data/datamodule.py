@@ -1,37 +1,39 @@
-"""The base of our data modules: splits, statistics, loaders, and augmentation on the device."""
+"""The base of data modules for sets that fit in memory: splits, statistics, loaders."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cnnopt.augmentation import Augmentation, Mixing, Transform
-from lightning_cnnopt.core.batch import read_batch, to_float, write_batch
-from lightning_cnnopt.core.callback import callbacks_of
-from lightning_cnnopt.core.errors import DataError, check_choice, check_range
-from lightning_cnnopt.core.randomness import ResumeRandomState, Stream, shared_seed
-from lightning_cnnopt.core.spec import listed
+from lightning_cnnopt.augmentation import Mixing, Transform
+from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range
+from lightning_cnnopt.core.randomness import Stream
+from lightning_cnnopt.data.balance import is_weighed, report_counts
+from lightning_cnnopt.data.base import DeviceAugmented
 from lightning_cnnopt.data.image_set import ImageSet, channel_statistics, check_set
 from lightning_cnnopt.data.long_tail import long_tail
 from lightning_cnnopt.data.resident import ResidentLoader
+from lightning_cnnopt.data.sharing import load_once
+from lightning_cnnopt.data.splits import held_out_fold, held_out_part
 from lightning_cnnopt.imbalance import Scheme, sample_weights
 
-Task = Literal["multiclass", "binary", "multilabel"]
 
-
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(DeviceAugmented):
     """Serves a data set that fits in memory; subclasses say where it comes from.
 
     Images stay uint8 until they are on the device. There, in training only, they are augmented and mixed, and last of all
-    normalized: by the LightningModule, if it does so itself as ``ImageClassifier`` does, or else here.
+    normalized: by the LightningModule, if it does so itself as ``ImageClassifier`` does, or else here. Splits refer to the set
+    and copy nothing.
+
+    When a fit begins, it says how many training samples the classes have, and warns of classes without any and of those below
+    a tenth of the commonest; not where ``sampling``, ``long_tail`` or a technique of :mod:`lightning_cnnopt.imbalance` shows
+    that this is known.
 
     It attaches :class:`~lightning_cnnopt.core.ResumeRandomState` to the Trainer, so that a resumed run goes on with the order
     of samples that it would have had. With ``Trainer(overfit_batches=…)`` the training set is not shuffled.
@@ -41,7 +43,8 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: The same for validation, test and prediction.
         augmentation: Transforms for training, in their order. One alone need not be in a list.
         mixing: Mixing for training, after the transforms.
-        val_size: What the training set gives to validation, stratified by class: a fraction, a number of samples, or 0.
+        val_size: What the training set gives to validation, stratified by class: a fraction, a number of samples, or 0. Labels
+            that are not exclusive are not stratified.
         split_seed: Seed of that split; apart from the run's, so that seeds vary training only.
         normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
         drop_last: Leave a last, smaller training batch out.
@@ -50,14 +53,24 @@ class ImageDataModule(LightningDataModule):
             default every sample comes once an epoch.
         long_tail: Leave samples out of the training split, so that its classes are long-tailed with this ratio of the first
             to the last; see :func:`~lightning_cnnopt.data.long_tail`. For studies; validation and test stay as they are.
+        folds: Cut the training set into so many parts, likewise stratified and drawn by ``split_seed``, for cross-validation:
+            one validates and the others train. It takes the place of ``val_size``.
+        fold: Which of the folds validates, from 0.
+        repeats: How often each sample of a training batch is in it, augmented differently; see
+            :class:`~lightning_cnnopt.ResidentLoader`.
+        on_device: Keep images on the device of the Trainer, where they are moved once, when a loader is made. By default they
+            stay in the machine's memory and each batch is moved.
 
     Raises:
         ConfigurationError: If an argument is out of range.
         DataError: If a split is empty or targets are out of range.
     """
 
-    task: Task = "multiclass"
-    """What kind of targets there are."""
+    loads_once: ClassVar[bool] = False
+    """Whether one process of each machine calls :meth:`load` and the others map what it loaded.
+
+    For sets whose files have to be decoded; of files that :meth:`load` maps into memory there is one copy anyway.
+    """
 
     def __init__(
         self,
@@ -71,11 +84,13 @@ class ImageDataModule(LightningDataModule):
         drop_last: bool = False,
         sampling: Scheme | None = None,
         long_tail: float | None = None,
+        folds: int | None = None,
+        fold: int = 0,
+        repeats: int = 1,
+        on_device: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, augmentation, mixing, normalize)
         name = type(self).__name__
-        check_range(name, "batch_size", batch_size, 1)
-        check_range(name, "eval_batch_size", eval_batch_size, 1)
         if isinstance(val_size, float):
             check_range(name, "val_size", val_size, 0, 1, high_open=True)
         else:
@@ -84,39 +99,25 @@ class ImageDataModule(LightningDataModule):
             check_choice(name, "sampling", sampling, get_args(Scheme))
         if long_tail is not None:
             check_range(name, "long_tail", long_tail, 1)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
+        if folds is not None:
+            check_range(name, "folds", folds, 2)
+            check_range(name, "fold", fold, 0, folds - 1)
+        elif fold:
+            raise ConfigurationError(f"{name}: fold={fold} without folds=, the number of folds.")
+        check_range(name, "repeats", repeats, 1)
         self.val_size = val_size
         self.split_seed = split_seed
-        self.normalize = normalize
         self.drop_last = drop_last
         self.sampling: Scheme | None = sampling
         self.long_tail = long_tail
-        self.augmentation = Augmentation(listed(augmentation), mixing, self.num_classes)
+        self.folds = folds
+        self.fold = fold
+        self.repeats = repeats
+        self.on_device = on_device
         self._sets: dict[str, ImageSet] = {}
+        self._on_device: dict[str, ImageSet] = {}
         self._loader: ResidentLoader | None = None
-        self._seed: int | None = None
-        self._statistics: tuple[list[float], list[float]] | None = None
-
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """How many classes or labels there are; 1 for a binary task."""
-
-    @property
-    @abstractmethod
-    def in_channels(self) -> int:
-        """Channels of an image."""
-
-    @property
-    @abstractmethod
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of an image."""
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes; of both answers for a binary task."""
-        return [str(index) for index in range(2 if self.task == "binary" else self.num_classes)]
+        self._has_reported = False
 
     @abstractmethod
     def load(self, split: Literal["train", "test"]) -> ImageSet | None:
@@ -142,49 +143,13 @@ class ImageDataModule(LightningDataModule):
             DataError: If the data has none.
         """
         if "test" not in self._sets:
-            loaded = self.load("test")
-            if loaded is None:
-                raise DataError(f"{type(self).__name__} has no test split.")
-            self._sets["test"] = self._checked(loaded, "test")
+            self._keep_test(self.load("test"))
         return self._sets["test"]
-
-    @property
-    def mean(self) -> list[float]:
-        """Mean of each channel over the training set, for pixels in [0, 1]."""
-        return self._measure()[0]
-
-    @property
-    def std(self) -> list[float]:
-        """Standard deviation of each channel over the training set, for pixels in [0, 1]."""
-        return self._measure()[1]
-
-    def pixel_statistics(self) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation for the LightningModule to apply; those that are not applied here.
-
-        A data module of your own may have this method, too: ``ImageClassifier`` takes over what it returns. Attributes
-        ``mean`` and ``std`` alone are not taken over, since such a data module may have applied them already.
-        """
-        return self.mean, self.std
 
     @property
     def num_train_samples(self) -> int:
         """How many samples are trained on."""
         return len(self.train_set)
-
-    def model_args(self) -> dict[str, Any]:
-        """Return what an ``ImageClassifier`` has to know of the data, as its arguments.
-
-        Example:
-            >>> from lightning_cnnopt import Digits, ImageClassifier
-            >>> model = ImageClassifier(**Digits().model_args())
-        """
-        return {
-            "num_classes": self.num_classes,
-            "in_channels": self.in_channels,
-            "image_size": self.image_size,
-            "task": self.task,
-            "class_names": self.class_names,
-        }
 
     def class_counts(self) -> list[int]:
         """Return the training samples of each class; of each positive label, for labels that are not exclusive."""
@@ -205,30 +170,47 @@ class ImageDataModule(LightningDataModule):
         Returns:
             (size, C, H, W). The draw has its own stream and is the same on every rank.
         """
-        images = self.train_set.images
-        chosen = torch.randperm(len(images), generator=Stream("sample", self._seed, per_rank=False).generator)[:size]
-        return self._normalized(images[chosen]) if self._normalizes() else images[chosen]
+        data = self.train_set
+        chosen = torch.randperm(len(data), generator=Stream("sample", self._seed, per_rank=False).generator)[:size]
+        images = data[chosen].images
+        return self._normalized(images) if self._normalizes() else images
+
+    @override
+    def measure(self) -> tuple[list[float], list[float]]:
+        return channel_statistics(self.train_set, type(self).__name__)
 
     @override
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            self._seed = shared_seed()
-        if self.trainer is not None and not any(isinstance(c, ResumeRandomState) for c in callbacks_of(self.trainer)):
-            callbacks_of(self.trainer).append(ResumeRandomState())
+        super().setup(stage)
         if stage in ("fit", "validate"):
+            if "train" not in self._sets and self.loads_once:
+                self._keep_train(load_once(lambda: self.load("train")))
             self._load_train()
         if stage in ("test", "predict"):
+            if "test" not in self._sets and self.loads_once:
+                self._keep_test(load_once(lambda: self.load("test")))
             _ = self.test_set
+        if stage == "fit":
+            self._report_counts()
 
     @override
     def train_dataloader(self) -> ResidentLoader:
-        data = self.train_set
+        data = self._resident("train", self.train_set)
         shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
         if self.sampling and not shuffle:
             rank_zero_warn(f"With overfit_batches samples come in their order, so sampling={self.sampling!r} is left out.")
-        weights = sample_weights(data.targets, self.num_classes, self.sampling) if shuffle and self.sampling else None
+        drawn = self.sampling if shuffle else None
         loader = ResidentLoader(
-            data.images, data.targets, self.batch_size, shuffle, self.drop_last, False, self._seed, True, weights
+            data.whole_images,
+            data.whole_targets,
+            self.batch_size,
+            shuffle,
+            self.drop_last,
+            seed=self._seed,
+            training=True,
+            weights=None if drawn is None else sample_weights(self.train_set.targets, self.num_classes, drawn),
+            places=data.places,
+            repeats=self.repeats,
         )
         if self.trainer is not None and self.trainer.current_epoch > 0:
             # reload_dataloaders_every_n_epochs, or a Trainer that goes on with a second fit
@@ -240,82 +222,74 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def teardown(self, stage: str) -> None:
+        self._on_device = {}
         if stage == "fit" and self.trainer is not None:
             self._loader = self.trainer.train_dataloader
 
     @override
     def val_dataloader(self) -> ResidentLoader | list[Any]:
         data = self.val_set
-        return [] if data is None else ResidentLoader(data.images, data.targets, self.eval_batch_size)
+        return [] if data is None else self._evaluation_loader("val", data)
 
     @override
     def test_dataloader(self) -> ResidentLoader:
-        return ResidentLoader(self.test_set.images, self.test_set.targets, self.eval_batch_size)
+        return self._evaluation_loader("test", self.test_set)
 
     @override
     def predict_dataloader(self) -> ResidentLoader:
-        return ResidentLoader(self.test_set.images, self.test_set.targets, self.eval_batch_size, with_index=True)
+        return self._evaluation_loader("test", self.test_set, with_index=True)
 
-    @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if self.trainer is not None and self.trainer.training:
-            batch = self.augmentation(batch)
-        if self._normalizes():
-            if isinstance(batch, dict):  # a batch to predict has no targets
-                return {**batch, "image": self._normalized(batch["image"])}
-            images, targets = read_batch(batch)
-            batch = write_batch(batch, self._normalized(images), targets)
-        return batch
+    def _evaluation_loader(self, split: str, data: ImageSet, with_index: bool = False) -> ResidentLoader:
+        data = self._resident(split, data)
+        return ResidentLoader(
+            data.whole_images, data.whole_targets, self.eval_batch_size, with_index=with_index, places=data.places
+        )
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"augmentation": self.augmentation.state_dict()}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:  # not for a test with ckpt_path
-            self.augmentation.load_state_dict(state_dict["augmentation"])
+    def _resident(self, split: str, data: ImageSet) -> ImageSet:
+        """Return a split where its loader gathers batches."""
+        if not self.on_device or self.trainer is None:
+            return data
+        if split not in self._on_device:
+            self._on_device[split] = data.to(self.trainer.strategy.root_device)
+        return self._on_device[split]
 
     def _load_train(self) -> None:
-        if "train" in self._sets:
-            return
-        loaded = self.load("train")
-        assert loaded is not None
-        data = self._checked(loaded, "training")
-        if self.val_size:
-            from sklearn.model_selection import train_test_split  # here, as importing it takes long
+        if "train" not in self._sets:
+            self._keep_train(self.load("train"))
 
-            stratify = data.targets.numpy() if data.targets.ndim == 1 else None
-            try:
-                train, held_out = train_test_split(
-                    range(len(data)), test_size=self.val_size, random_state=self.split_seed, stratify=stratify
-                )
-            except ValueError as error:
-                raise DataError(
-                    f"{type(self).__name__}: val_size={self.val_size} can't be split off {len(data)} training samples of "
-                    f"{self.num_classes} classes: {error}"
-                ) from error
-            self._sets["val"] = data[torch.tensor(sorted(held_out))]
-            data = data[torch.tensor(sorted(train))]
+    def _keep_train(self, loaded: ImageSet | None) -> None:
+        assert loaded is not None
+        name = type(self).__name__
+        data = self._checked(loaded, "training")
+        held_out: Tensor | None = None
+        if self.folds is not None:
+            held_out = held_out_fold(data.targets, self.folds, self.fold, self.split_seed, name)
+        elif self.val_size:
+            held_out = held_out_part(data.targets, self.val_size, self.split_seed, name)
+        if held_out is not None:
+            rest = torch.ones(len(data), dtype=torch.bool)
+            rest[held_out] = False
+            self._sets["val"] = data[held_out]
+            data = data[rest]
         if self.long_tail is not None:
             data = data[long_tail(data.targets, self.long_tail, self.split_seed)]
         self._sets["train"] = data
+
+    def _keep_test(self, loaded: ImageSet | None) -> None:
+        if loaded is None:
+            raise DataError(f"{type(self).__name__} has no test split.")
+        self._sets["test"] = self._checked(loaded, "test")
 
     def _checked(self, data: ImageSet, split: str) -> ImageSet:
         check_set(data, f"{type(self).__name__}: the {split} split", self.num_classes if self.task == "multiclass" else None)
         return data
 
-    def _measure(self) -> tuple[list[float], list[float]]:
-        if self._statistics is None:
-            self._statistics = channel_statistics(self.train_set.images, type(self).__name__)
-        return self._statistics
-
-    def _normalizes(self) -> bool:
-        if self.normalize is not None:
-            return self.normalize
-        return getattr(getattr(self.trainer, "lightning_module", None), "preprocessing", None) is None
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        shape = (1, -1, 1, 1)
-        mean, std = (torch.tensor(values, device=images.device).view(shape) for values in (self.mean, self.std))
-        return (to_float(images) - mean) / std
+    def _report_counts(self) -> None:
+        if self._has_reported or self.trainer is None:
+            return
+        self._has_reported = True
+        counts, total = self.class_counts(), self.num_train_samples
+        if self.task == "binary":
+            counts = [total - counts[0], *counts]
+        knows = self.sampling is not None or self.long_tail is not None or is_weighed(self.trainer)
+        report_counts(type(self).__name__, counts, self.class_names, total, not knows, self.task != "multilabel")

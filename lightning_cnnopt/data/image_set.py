@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,26 +10,66 @@ from torch import Tensor
 from lightning_cnnopt.core.batch import to_float
 from lightning_cnnopt.core.errors import DataError
 
+_BLOCK = 4096
 
-@dataclass
+
 class ImageSet:
-    """Images with their targets.
+    """Images with their targets, or some of them: a part refers to the whole and copies nothing.
+
+    So both parts of a split, and the processes that map one file into their memory, share one copy of the images.
 
     Args:
         images: (N, C, H, W), uint8, or floats in [0, 1].
         targets: (N,) classes; (N,) zeros and ones for a binary task; (N, labels) zeros and ones for labels.
+        places: (M,) which of them are meant; all by default.
+
+    Attributes:
+        whole_images: The images of the whole, as given.
+        whole_targets: Its targets.
+        places: Which of them are meant; ``None`` for all.
+
+    Example:
+        >>> whole = ImageSet(torch.zeros(10, 1, 8, 8), torch.arange(10))
+        >>> part = whole[torch.tensor([7, 2])]
+        >>> len(part), part.targets.tolist(), part.whole_images is whole.images
+        (2, [7, 2], True)
     """
 
-    images: Tensor
-    targets: Tensor
+    def __init__(self, images: Tensor, targets: Tensor, places: Tensor | None = None) -> None:
+        self.whole_images = images
+        self.whole_targets = targets
+        self.places = places
+
+    @property
+    def images(self) -> Tensor:
+        """The images that are meant; of a part a copy, made anew each time."""
+        return self.whole_images if self.places is None else self.whole_images[self.places]
+
+    @property
+    def targets(self) -> Tensor:
+        """Their targets."""
+        return self.whole_targets if self.places is None else self.whole_targets[self.places]
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.images)
+        return len(self.whole_images if self.places is None else self.places)
 
     def __getitem__(self, index: Any) -> ImageSet:
-        """Return the samples at ``index``."""
-        return ImageSet(self.images[index], self.targets[index])
+        """Return the samples at ``index``, a slice or a tensor of places or of booleans."""
+        if self.places is not None:
+            places = self.places[index]
+        elif isinstance(index, slice):
+            places = torch.arange(*index.indices(len(self)))
+        else:
+            places = torch.arange(len(self))[index]
+        return ImageSet(self.whole_images, self.whole_targets, places)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """Return the samples that are meant on another device; images that are there already are not copied."""
+        device = torch.empty(0, device=device).device  # "cuda" is one of several
+        if self.whole_images.device == device:
+            return ImageSet(self.whole_images, self.whole_targets.to(device), self.places)
+        return ImageSet(self.images.to(device), self.targets.to(device))
 
 
 def check_set(data: ImageSet, owner: str, num_classes: int | None) -> None:
@@ -58,17 +97,17 @@ def check_set(data: ImageSet, owner: str, num_classes: int | None) -> None:
             )
 
 
-def channel_statistics(images: Tensor, owner: str) -> tuple[list[float], list[float]]:
+def channel_statistics(data: ImageSet, owner: str) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel, for pixels in [0, 1].
 
     Raises:
         DataError: If a channel is constant.
     """
-    channels = images.shape[1]
+    channels = data.whole_images.shape[1]
     # one pass in blocks: a float copy of a large set would not fit beside it
     total, squares, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
-    for block in images.split(4096):
-        pixels = to_float(block).double().transpose(0, 1).flatten(1)
+    for begin in range(0, len(data), _BLOCK):
+        pixels = to_float(data[begin : begin + _BLOCK].images.cpu()).double().transpose(0, 1).flatten(1)
         total, squares, count = total + pixels.sum(1), squares + pixels.square().sum(1), count + pixels.shape[1]
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_range
 from lightning_cnnopt.core.randomness import Stream, rank, shared_seed, world_size
+from lightning_cnnopt.data.image_set import ImageSet
 from lightning_cnnopt.imbalance import cumulated_weights, draw_by_weight
 
 
 class ResidentLoader:
-    """Iterates over images and targets in memory, a batch by one gather; works inside any DataModule or Trainer.
+    """Iterates over images and targets in memory or on a device, a batch by one gather; works inside any DataModule or Trainer.
+
+    Nothing is copied but batches: images may be a memory-mapped file that several processes share. Images on a CUDA device,
+    given so or moved there once by ``device``, are gathered there, and Lightning has nothing to transfer.
 
     The order of an epoch is one permutation, drawn from a stream of its own that is the same on every rank, whatever each was
     seeded with. The *global* batch i is the i-th slice of it, whatever the number of ranks, and each rank takes its part: no
@@ -33,6 +39,15 @@ class ResidentLoader:
     With ``weights`` the order is N draws with replacement, each sample as likely as its weight says. It is one draw for all
     ranks, so all of the above holds: shares of the same draw, and the very next batch after a resume.
 
+    **Repeated augmentation.** With ``repeats`` of r, a global batch holds B / r samples, each r times, to be augmented
+    differently. They are dealt out one after another, so that they meet in different ranks' batches before they meet in one.
+    An epoch keeps its number of batches and so takes N / r of the samples, others each time.
+
+    **Resumed with another number of ranks.** As long as the *global* batch is as large (``batch_size`` times ranks), the very
+    next global batch comes, and all after it. With another global batch, Lightning goes on to count the same number of batches
+    as done; then the rest of that epoch has other samples, some a second time or none, and a warning says so. The epochs after
+    it are whole, in the same order as without the resume.
+
     Several processes exchange the seed when the first epoch begins, so all of them have to iterate it, unless ``seed`` is
     given.
 
@@ -47,10 +62,19 @@ class ResidentLoader:
         training: Whether it feeds training, so that all ranks need equally many samples; by default as ``shuffle``.
         weights: (N,), how often each sample is drawn in proportion to the others; with ``shuffle``. See
             :func:`~lightning_cnnopt.imbalance.sample_weights`.
+        places: (M,), which of the samples are served; all by default. N above is then M, so that a part of a set needs no
+            copy.
+        repeats: How often each sample of a training batch is in it; ``batch_size`` is a multiple.
+        device: Where to keep images and targets; they are moved there once, only those at ``places``. By default they stay
+            where the images are.
 
     Raises:
         DataError: If there are no samples, fewer than ranks to train, or not as many targets or weights as images.
-        ConfigurationError: If weights can't be right, or come without ``shuffle``.
+        ConfigurationError: If weights can't be right, or come without ``shuffle``, or ``repeats`` does not fit.
+
+    Reference:
+        Repeated augmentation: Hoffer et al., "Augment Your Batch", 2020; Berman et al., "MultiGrain", 2019, which counts epochs
+        likewise.
 
     Example:
         >>> loader = ResidentLoader(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10), batch_size=4, shuffle=True)
@@ -69,16 +93,26 @@ class ResidentLoader:
         seed: int | None = None,
         training: bool | None = None,
         weights: Tensor | None = None,
+        places: Tensor | None = None,
+        repeats: int = 1,
+        device: torch.device | str | None = None,
     ) -> None:
         check_range("ResidentLoader", "batch_size", batch_size, 1)
+        check_range("ResidentLoader", "repeats", repeats, 1)
+        data = ImageSet(images, targets, places)
         if len(images) != len(targets):
             raise DataError(f"ResidentLoader: {len(images)} images and {len(targets)} targets do not belong together.")
-        if len(images) == 0:
+        if len(data) == 0:
             raise DataError("ResidentLoader: there are no samples; this split of the data is empty.")
         if weights is not None:
-            _check_weights(weights, len(images), shuffle)
-        self.images = images.contiguous()
-        self.targets = targets
+            _check_weights(weights, len(data), shuffle)
+        if repeats > 1:
+            _check_repeats(repeats, batch_size, shuffle if training is None else training)
+        data = data.to(images.device if device is None else device)
+        self.images = data.whole_images.contiguous()
+        self.targets = data.whole_targets
+        self.places = None if data.places is None else data.places.to(self.images.device)
+        self.repeats = repeats
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -99,25 +133,34 @@ class ResidentLoader:
         cuts = self._cuts()
         resumed, self._resumed = self._resumed, None
         start = resumed["position"] if resumed is not None and resumed["position"] < len(cuts) else 0
-        order = self._order(None if resumed is None else resumed["order" if start else "next"])
+        if resumed is not None and start and resumed.get("batch", self._global_batch()) != self._global_batch():
+            rank_zero_warn(
+                f"ResidentLoader: the checkpoint's global batch had {resumed['batch']} samples and this one has "
+                f"{self._global_batch()}, so the rest of this epoch has other samples than it would have had, some a second "
+                f"time or none. A batch_size of {resumed['batch'] / world_size():g} on each of {world_size()} processes goes "
+                "on exactly."
+            )
+        order = self._order(None if resumed is None else resumed["order" if start else "next"]).to(self.images.device)
         here, ranks = rank(), world_size()
         flat = self.images.flatten(1)
         self._position = start
         for begin, end in cuts[start:]:
-            index = order[begin:end].tensor_split(ranks)[here]
-            images = flat.index_select(0, index).view(-1, *self.images.shape[1:])
+            chosen = order[begin:end] if self.repeats == 1 else order[begin:end].repeat(self.repeats)
+            index = chosen.tensor_split(ranks)[here]
+            place = index if self.places is None else self.places.index_select(0, index)
+            images = flat.index_select(0, place).view(-1, *self.images.shape[1:])
             self._position += 1
             if self.with_index:
                 yield {"image": images, "index": index}
             else:
-                yield images, self.targets.index_select(0, index)
+                yield images, self.targets.index_select(0, place)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position within the epoch, the state its order was drawn from, and that of the next one's."""
+        """Return the position within the epoch, the state its order was drawn from, that of the next one's, and the batch."""
         if self._resumed is not None:
             return dict(self._resumed)
         following = None if self._epoch_start is None else self._stream.generator.get_state()
-        return {"order": self._epoch_start, "position": self._position, "next": following}
+        return {"order": self._epoch_start, "position": self._position, "next": following, "batch": self._global_batch()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the batch that would have been next."""
@@ -128,30 +171,42 @@ class ResidentLoader:
         if self._resumed is not None:
             self._resumed["position"] = len(self)
 
+    def _global_batch(self) -> int:
+        return self.batch_size * world_size()
+
+    def _count(self) -> int:
+        return len(self.images if self.places is None else self.places)
+
     def _order(self, state: Tensor | None) -> Tensor:
+        count = self._count()
         if not self.shuffle:
-            return torch.arange(len(self.images))
+            return torch.arange(count)
         if self._stream.seed is None:
             self._stream.seed = shared_seed()
         if state is not None:
             self._stream.generator.set_state(state.cpu())
         self._epoch_start = self._stream.generator.get_state()
         if self._cumulated is None:
-            return torch.randperm(len(self.images), generator=self._stream.generator)
-        return draw_by_weight(self._cumulated, len(self.images), self._stream.generator)
+            return torch.randperm(count, generator=self._stream.generator)
+        return draw_by_weight(self._cumulated, count, self._stream.generator)
 
     def _cuts(self) -> list[tuple[int, int]]:
-        count, ranks = len(self.images), world_size()
+        """Return where the order is cut into global batches, in samples before they are repeated."""
+        count, ranks = self._count() // self.repeats, world_size()
         if self.training:
-            if count < ranks:
-                raise DataError(f"ResidentLoader: {count} training samples can't be shared out to {ranks} processes.")
-            count -= count % ranks
-        size = self.batch_size * ranks
+            shared = ranks // math.gcd(ranks, self.repeats)  # samples that make equal parts for all ranks
+            if count < shared:
+                times = f", {self.repeats} times each," if self.repeats > 1 else ""
+                raise DataError(
+                    f"ResidentLoader: {self._count()} training samples{times} can't be shared out to {ranks} processes."
+                )
+            count -= count % shared
+        size = self._global_batch() // self.repeats
         cuts = [(begin, min(begin + size, count)) for begin in range(0, count, size)]
         last = cuts[-1][1] - cuts[-1][0]
         if self.drop_last and last < size and len(cuts) > 1:
             cuts.pop()
-        elif last < ranks * (2 if self.training else 1) and last < size and len(cuts) > 1:
+        elif last * self.repeats < ranks * (2 if self.training else 1) and last < size and len(cuts) > 1:
             cuts.pop()
             cuts[-1] = (cuts[-1][0], count)
         return cuts
@@ -162,3 +217,16 @@ def _check_weights(weights: Tensor, count: int, shuffle: bool) -> None:
         raise DataError(f"ResidentLoader: weights of shape {tuple(weights.shape)} for {count} samples; expected one for each.")
     if not shuffle:
         raise ConfigurationError("ResidentLoader: weights say how to draw samples; give them together with shuffle=True.")
+
+
+def _check_repeats(repeats: int, batch_size: int, training: bool) -> None:
+    if not training:
+        raise ConfigurationError(
+            f"ResidentLoader: repeats={repeats} is for training, which augments; give it together with shuffle=True, or "
+            "training=True."
+        )
+    if batch_size % repeats:
+        raise ConfigurationError(
+            f"ResidentLoader: batch_size={batch_size} is no multiple of repeats={repeats}; a batch holds each of its samples "
+            "that often."
+        )

@@ -1,142 +1,14 @@
 from __future__ import annotations
 
-import struct
-from pathlib import Path
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
-from lightning_cnnopt.data import Digits, FashionMNIST, TensorData
-
-# Digits
-
-
-def test_digits_are_all_of_scikit_learns_split_without_overlap():
-    data = Digits()
-    parts = [data.train_set, data.val_set, data.test_set]
-    ours = torch.cat([part.images for part in parts]).flatten(1)
-    labels = torch.cat([part.targets for part in parts])
-    pixels, expected = load_digits(return_X_y=True)
-    theirs = np.rint(pixels * 255 / 16).astype(int)
-    assert sorted(map(tuple, np.c_[ours.numpy(), labels.numpy()].tolist())) == sorted(
-        map(tuple, np.c_[theirs, expected].tolist())
-    )
-    assert ours.dtype == torch.uint8
-    assert int(ours.max()) == 255
-
-
-def test_digits_test_split_is_fixed_and_stratified():
-    first, other = Digits(split_seed=0), Digits(split_seed=7)
-    torch.manual_seed(123)
-    assert torch.equal(first.test_set.images, other.test_set.images)
-    assert not torch.equal(first.val_set.images, other.val_set.images)
-    everything = np.bincount(load_digits().target)
-    for part in (first.train_set, first.val_set, first.test_set):
-        shares = torch.bincount(part.targets, minlength=10).numpy() / everything
-        assert shares == pytest.approx([len(part) / everything.sum()] * 10, abs=0.02)
-
-
-# Fashion-MNIST
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
-
-
-NAMES = {
-    ("train", "images"): "train-images-idx3-ubyte",
-    ("train", "labels"): "train-labels-idx1-ubyte",
-    ("test", "images"): "t10k-images-idx3-ubyte",
-    ("test", "labels"): "t10k-labels-idx1-ubyte",
-}
-
-
-@pytest.fixture
-def fashion(tmp_path):
-    """A root with tiny files in Fashion-MNIST's layout, and what they hold."""
-    generator, held = np.random.default_rng(0), {}
-    for split, count in (("train", 40), ("test", 20)):
-        held[split, "images"] = generator.integers(0, 256, (count, 28, 28))
-        held[split, "labels"] = np.arange(count) % 10
-    for key, array in held.items():
-        write_idx(tmp_path / "FashionMNIST" / "raw" / NAMES[key], array)
-    return tmp_path, held
-
-
-def test_fashion_mnist_reads_what_the_files_hold(fashion):
-    root, held = fashion
-    data = FashionMNIST(str(root), val_size=0)
-    for part, split in ((data.train_set, "train"), (data.test_set, "test")):
-        assert np.array_equal(part.images[:, 0].numpy(), held[split, "images"])
-        assert np.array_equal(part.targets.numpy(), held[split, "labels"])
-        assert part.images.dtype == torch.uint8
-        assert part.images.shape[1:] == (1, 28, 28)
-    assert len(data.class_names) == data.num_classes == 10
-    assert data.class_names[9] == "Ankle boot"
-
-
-@pytest.mark.parametrize("key", NAMES)
-def test_a_missing_file_is_named_with_what_to_do(fashion, key):
-    path = fashion[0] / "FashionMNIST" / "raw" / NAMES[key]
-    path.unlink()
-    data = FashionMNIST(str(fashion[0]), val_size=0)
-    with pytest.raises(DataError, match="download") as caught:
-        _ = (data.train_set, data.test_set)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("key", NAMES)
-@pytest.mark.parametrize("keep", [0, 3, 7, 12, -1])
-def test_a_truncated_file_is_named(fashion, key, keep):
-    path = fashion[0] / "FashionMNIST" / "raw" / NAMES[key]
-    path.write_bytes(path.read_bytes()[:keep])
-    data = FashionMNIST(str(fashion[0]), val_size=0)
-    with pytest.raises(DataError, match="damaged or truncated") as caught:
-        _ = (data.train_set, data.test_set)
-    assert str(path) in str(caught.value)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    junk=st.binary(min_size=0, max_size=40),
-    magic=st.sampled_from([b"", b"\0\0\x08\x03", b"\0\0\x0b\x03", b"\x1f\x8b\x08\0"]),
-)
-def test_a_file_that_holds_anything_else_is_named(fashion, junk, magic):
-    path = fashion[0] / "FashionMNIST" / "raw" / NAMES["train", "images"]
-    path.write_bytes(magic + junk)
-    with pytest.raises(DataError, match=str(path.parent)):
-        _ = FashionMNIST(str(fashion[0]), val_size=0).train_set
-
-
-def test_images_and_labels_of_different_number_are_refused(fashion):
-    write_idx(fashion[0] / "FashionMNIST" / "raw" / NAMES["train", "labels"], np.arange(39) % 10)
-    with pytest.raises(DataError, match="40 images and 39 labels"):
-        _ = FashionMNIST(str(fashion[0]), val_size=0).train_set
-
-
-def test_labels_that_are_no_class_are_refused(fashion):
-    write_idx(fashion[0] / "FashionMNIST" / "raw" / NAMES["train", "labels"], np.arange(40) % 11)
-    with pytest.raises(DataError, match="0 to 10"):
-        _ = FashionMNIST(str(fashion[0]), val_size=0).train_set
-
-
-def test_a_download_that_fails_says_where_to(monkeypatch, tmp_path):
-    def refuse(*args, **kwargs):
-        raise RuntimeError("Error downloading")
-
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", refuse)
-    with pytest.raises(DataError, match="could not be downloaded"):
-        FashionMNIST(str(tmp_path), download=True).prepare_data()
-
-
-# TensorData
+from lightning_cnnopt.data import TensorData
+from tests.data.mapping import is_mapped
 
 
 def arrays(count=30, shape=(8, 8), classes=3, dtype=np.uint8):
@@ -302,3 +174,57 @@ def test_without_a_test_split_the_error_says_so():
 def test_an_unknown_task_is_refused():
     with pytest.raises(ConfigurationError, match="Did you mean 'multilabel'"):
         TensorData(train_images=arrays()[0], train_targets=arrays()[1], task="multi-label")
+
+
+def test_a_folder_of_npy_files_is_mapped_and_not_read(tmp_path):
+    images, targets = arrays(shape=(3, 8, 9))
+    for name, array in {"train_images": images, "train_targets": targets, "test_images": images[:6]}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    np.save(tmp_path / "test_targets.npy", targets[:6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = TensorData(str(tmp_path), val_size=0.2)
+    assert np.array_equal(data.test_set.images.numpy(), images[:6])
+    whole = data.load("train")
+    assert np.array_equal(whole.images.numpy(), images)
+    assert is_mapped(data.train_dataloader().images, tmp_path / "train_images.npy")
+    assert is_mapped(data.val_dataloader().images, tmp_path / "train_images.npy")
+    whole.images[0] = 7  # private: nothing is written back
+    assert np.array_equal(np.load(tmp_path / "train_images.npy"), images)
+
+
+@pytest.mark.parametrize("mode", ["c", "r"])
+def test_an_array_that_is_mapped_already_is_not_copied(mode, tmp_path):
+    images, targets = arrays(shape=(3, 8, 9))
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode=mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = TensorData(train_images=mapped, train_targets=targets, val_size=0.2, batch_size=4)
+        loader = data.train_dataloader()
+        assert next(iter(loader))[0].shape == (4, 3, 8, 9)
+    assert loader.images.data_ptr() == data.val_dataloader().images.data_ptr() == mapped.ctypes.data
+
+
+def test_a_folder_or_a_file_of_it_that_is_missing_or_damaged_is_named(tmp_path):
+    images, targets = arrays()
+    with pytest.raises(DataError, match="train_images is missing"):
+        TensorData(str(tmp_path))
+    np.save(tmp_path / "train_images.npy", images)
+    with pytest.raises(DataError, match="train_targets is missing"):
+        TensorData(str(tmp_path))
+    np.save(tmp_path / "train_targets.npy", targets)
+    for name, damage in (
+        ("train_images.npy", lambda path: path.write_bytes(path.read_bytes()[:-100])),
+        ("train_images.npy", lambda path: path.write_bytes(b"")),
+        ("train_targets.npy", lambda path: np.save(path, np.array([{}], dtype=object))),
+    ):
+        path = tmp_path / name
+        held = path.read_bytes()
+        damage(path)
+        with pytest.raises(DataError, match=r"damaged, or no \.npy file of a plain array") as caught:
+            TensorData(str(tmp_path))
+        assert str(path) in str(caught.value)
+        path.write_bytes(held)
+    with pytest.raises(DataError, match=r"nowhere is missing; expected an .npz file, or a folder of .npy files"):
+        TensorData("nowhere")

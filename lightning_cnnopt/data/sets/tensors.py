@@ -1,7 +1,8 @@
-"""Data sets by name."""
+"""Arrays in memory or in files of NumPy."""
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,98 +10,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
-from torchvision.datasets.mnist import read_image_file, read_label_file
 from typing_extensions import override
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice
-from lightning_cnnopt.data.datamodule import ImageDataModule, Task
+from lightning_cnnopt.data.base import Task
+from lightning_cnnopt.data.datamodule import ImageDataModule
 from lightning_cnnopt.data.image_set import ImageSet
 
 
-class Digits(ImageDataModule):
-    """scikit-learn's handwritten digits: 1,797 real images of 8×8, inside that package, so nothing is downloaded.
-
-    A fixed, stratified fifth is the test split, so that seeds vary training only.
-
-    Args:
-        **arguments: Those of :class:`ImageDataModule`: batch sizes, augmentation, mixing, the validation split.
-
-    Example:
-        >>> digits = Digits()
-        >>> digits.num_classes, digits.image_size, len(digits.train_set), len(digits.test_set)
-        (10, (8, 8), 1293, 360)
-    """
-
-    num_classes = 10
-    in_channels = 1
-    image_size = (8, 8)
-
-    @override
-    def load(self, split: Literal["train", "test"]) -> ImageSet:
-        from sklearn.datasets import load_digits  # here, as it takes half as long to import as the rest of this package
-        from sklearn.model_selection import train_test_split
-
-        pixels, labels = load_digits(return_X_y=True)
-        train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels)
-        chosen = sorted(train if split == "train" else test)
-        # 17 grey levels, 0 to 16, spread over those of uint8
-        images = np.rint(pixels[chosen].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-        return ImageSet(torch.from_numpy(images), torch.from_numpy(labels[chosen]).long())
-
-
-class FashionMNIST(ImageDataModule):
-    """Fashion-MNIST: 60,000 + 10,000 images of clothes, 28×28, grey, in ten classes (Xiao et al., 2017).
-
-    Args:
-        root: Folder with ``FashionMNIST/raw/*-ubyte``, torchvision's layout.
-        download: Fetch the files first, if they are not there.
-        **arguments: Those of :class:`ImageDataModule`: batch sizes, augmentation, mixing, the validation split.
-
-    Raises:
-        DataError: If a file is missing or damaged, naming it.
-    """
-
-    num_classes = 10
-    in_channels = 1
-    image_size = (28, 28)
-    class_names = list(torchvision.datasets.FashionMNIST.classes)
-
-    def __init__(
-        self,
-        root: str = "data",
-        download: bool = False,
-        val_size: int | float = 5000,
-        **arguments: Any,
-    ) -> None:
-        super().__init__(val_size=val_size, **arguments)
-        self.root = root
-        self.download = download
-
-    @override
-    def prepare_data(self) -> None:
-        if self.download:
-            try:
-                torchvision.datasets.FashionMNIST(self.root, download=True)
-            except (RuntimeError, OSError) as error:
-                raise DataError(f"Fashion-MNIST could not be downloaded to {self.root!r}: {error}") from error
-
-    @override
-    def load(self, split: Literal["train", "test"]) -> ImageSet:
-        raw, prefix = Path(self.root) / "FashionMNIST" / "raw", {"train": "train", "test": "t10k"}[split]
-        images = _read(raw / f"{prefix}-images-idx3-ubyte", read_image_file)
-        labels = _read(raw / f"{prefix}-labels-idx1-ubyte", read_label_file)
-        if len(images) != len(labels):
-            raise DataError(f"{raw}: the {split} files hold {len(images)} images and {len(labels)} labels.")
-        return ImageSet(images.unsqueeze(1), labels)
-
-
 class TensorData(ImageDataModule):
-    """Images that are in memory already, or in one ``.npz`` file.
+    """Images that are in memory already, in one ``.npz`` file, or in a folder of ``.npy`` files.
+
+    The ``.npy`` files of a folder are mapped into memory, not read: processes of one machine share them. So are arrays of
+    ``numpy.load(…, mmap_mode="c")``. An ``.npz`` file is read by every process.
 
     Args:
-        path: An ``.npz`` file with the arrays below, under their names; in place of giving them.
+        path: An ``.npz`` file with the arrays below, under their names, or a folder with ``train_images.npy`` and so on; in
+            place of giving them.
         train_images: (N, H, W) or (N, C, H, W), uint8, or floats in [0, 1].
         train_targets: (N,) classes; for a binary task zeros and ones; for labels (N, labels) zeros and ones.
         test_images: The same for the test split, if there is one.
@@ -139,7 +66,7 @@ class TensorData(ImageDataModule):
         if path is not None:
             if any(array is not None for array in arrays.values()):
                 raise ConfigurationError("TensorData: give path or arrays, not both.")
-            arrays = _load_npz(path, list(arrays))
+            arrays = _map_folder(path, list(arrays)) if Path(path).is_dir() else _load_npz(path, list(arrays))
         source = path or "TensorData"
         for name in ("train_images", "train_targets"):
             if arrays[name] is None:
@@ -196,7 +123,9 @@ def _as_images(value: Any, owner: str) -> Tensor:
     Raises:
         DataError: If the shape or the range is another one.
     """
-    images = torch.as_tensor(value)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")  # a mapped file: nothing here writes to it
+        images = torch.as_tensor(value)
     if images.ndim == 3:
         images = images.unsqueeze(1)
     if images.ndim != 4:
@@ -217,25 +146,27 @@ def _as_images(value: Any, owner: str) -> Tensor:
     return images.float()
 
 
-def _read(path: Path, reader: Any) -> Tensor:
-    if not path.is_file():
-        raise DataError(f"{path} is missing. Put the file there, point root elsewhere, or set download: true.")
-    try:
-        return reader(str(path))
-    except (ValueError, AssertionError, RuntimeError, EOFError, IndexError) as error:
-        raise DataError(
-            f"{path} is damaged or truncated ({path.stat().st_size} bytes). Delete it and fetch it again."
-        ) from error
-
-
 def _load_npz(path: str, names: list[str]) -> dict[str, Any]:
     if not Path(path).is_file():
-        raise DataError(f"{path} is missing.")
+        raise DataError(f"{path} is missing; expected an .npz file, or a folder of .npy files.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive.get(name) for name in names}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is damaged, or no .npz file of plain arrays: {error}") from error
+
+
+def _map_folder(path: str, names: list[str]) -> dict[str, Any]:
+    found = {name: Path(path) / f"{name}.npy" for name in names}
+    return {name: _map_npy(file) if file.is_file() else None for name, file in found.items()}
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    try:
+        # private: who writes to it by mistake does not change the file
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is damaged, or no .npy file of a plain array: {error}") from error
 
 
 def _as_targets(value: Any, task: Task, owner: str) -> Tensor:
