@@ -183,7 +183,7 @@ class CnnoptCLI(LightningCLI):
             raise ConfigurationError(result.remark)
 
     def _checkpoint(self) -> ModelCheckpoint:
-        if isinstance(self.model, ImageClassifier) and getattr(self.datamodule, "val_size", False):
+        if isinstance(self.model, ImageClassifier) and getattr(self.datamodule, "has_validation", False):
             return ModelCheckpoint(monitor="val_acc", mode="max", save_last=True, filename="best-{epoch}-{val_acc:.4f}")
         return ModelCheckpoint(save_last=True)
 

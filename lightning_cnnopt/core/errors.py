@@ -9,6 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_EXTRAS = {
+    "timm": "timm",
+    "schedulefree": "optimizers",
+    "prodigyopt": "optimizers",
+    "datasets": "huggingface",
+    "webdataset": "webdataset",
+}
+
 
 class CnnoptError(Exception):
     """Base class of what this package raises on purpose."""
@@ -120,5 +128,5 @@ def extra_of(module: str) -> str:
         >>> extra_of("numpy")
         ''
     """
-    extra = {"timm": "timm", "schedulefree": "optimizers", "prodigyopt": "optimizers"}.get(module.partition(".")[0])
+    extra = _EXTRAS.get(module.partition(".")[0])
     return f' It comes with pip install "lightning-cnnopt[{extra}]".' if extra else ""

@@ -5,6 +5,7 @@ from lightning_cnnopt.data.image_set import ImageSet
 from lightning_cnnopt.data.long_tail import long_tail
 from lightning_cnnopt.data.resident import ResidentLoader
 from lightning_cnnopt.data.sets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, Digits, FashionMNIST, TensorData
+from lightning_cnnopt.data.streams import HuggingFaceImages, WebDatasetImages
 
 __all__ = [
     "CIFAR10",
@@ -14,9 +15,11 @@ __all__ = [
     "SVHN",
     "Digits",
     "FashionMNIST",
+    "HuggingFaceImages",
     "ImageDataModule",
     "ImageSet",
     "ResidentLoader",
     "TensorData",
+    "WebDatasetImages",
     "long_tail",
 ]

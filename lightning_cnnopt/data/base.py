@@ -86,6 +86,11 @@ class DeviceAugmented(LightningDataModule):
         """Names of the classes; of both answers for a binary task."""
         return [str(index) for index in range(2 if self.task == "binary" else self.num_classes)]
 
+    @property
+    @abstractmethod
+    def has_validation(self) -> bool:
+        """Whether a fit validates; ``cnnopt fit`` keeps the weights of the best accuracy then."""
+
     @abstractmethod
     def measure(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of each channel of training images, for pixels in [0, 1]."""

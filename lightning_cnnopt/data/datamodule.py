@@ -147,6 +147,11 @@ class ImageDataModule(DeviceAugmented):
         return self._sets["test"]
 
     @property
+    @override
+    def has_validation(self) -> bool:
+        return bool(self.val_size) or self.folds is not None
+
+    @property
     def num_train_samples(self) -> int:
         """How many samples are trained on."""
         return len(self.train_set)

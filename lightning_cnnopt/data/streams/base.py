@@ -1,0 +1,204 @@
+"""The base of data modules that stream."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from abc import abstractmethod
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_cnnopt.augmentation import Mixing, Transform
+from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range, extra_of
+from lightning_cnnopt.core.randomness import Stream, world_size
+from lightning_cnnopt.data.base import DeviceAugmented
+from lightning_cnnopt.data.image_set import ImageSet, channel_statistics
+from lightning_cnnopt.data.streams.loader import Source, StreamLoader, draw_seed
+
+MEASURED = 1024
+"""Training images, the first ones, that mean and standard deviation are measured on."""
+
+
+class StreamedImages(DeviceAugmented):
+    """Base of data modules for data that outgrows one machine; subclasses say where it comes from.
+
+    Workers read and decode, and nothing else: images are resized to one size, uint8, and augmented on the device as those of
+    any of our data modules. See :class:`~lightning_cnnopt.data.streams.loader.StreamLoader` for epochs, ranks and resuming.
+    There are no class counts, so techniques that go by them want ``counts=``.
+
+    Args:
+        image_size: Height and width; a number for both. Images are resized to cover it, and cut around their centre.
+        in_channels: 3 for colour, 1 for grey.
+        class_names: Names of the classes.
+        num_classes: Their number, in place of names.
+        train_samples: Training samples of an epoch, of all processes.
+        batch_size: Samples of a training batch on each process.
+        eval_batch_size: The same for validation, test and prediction.
+        workers: Processes that read and decode, of each process.
+        shuffle_buffer: Samples that each worker holds, undecoded, to draw the next one from; shards are shuffled too.
+        augmentation: Transforms for training, in their order. One alone need not be in a list.
+        mixing: Mixing for training, after the transforms.
+        normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
+        mean: Mean of each channel, for pixels in [0, 1]; by default measured on the first 1024 training images.
+        std: Standard deviation of each channel, likewise.
+
+    Raises:
+        ConfigurationError: If an argument is out of range, or the package that reads the data is not installed.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 224,
+        in_channels: int = 3,
+        class_names: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        train_samples: int | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        workers: int = 2,
+        shuffle_buffer: int = 1000,
+        augmentation: Transform | Sequence[Transform] = (),
+        mixing: Mixing | None = None,
+        normalize: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        name = type(self).__name__
+        sides = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        for side in sides:
+            check_range(name, "image_size", side, 1)
+        check_choice(name, "in_channels", in_channels, (1, 3))  # type: ignore[arg-type]
+        check_range(name, "workers", workers, 0)
+        check_range(name, "shuffle_buffer", shuffle_buffer, 1)
+        if train_samples is not None:
+            check_range(name, "train_samples", train_samples, 1)
+        if (mean is None) != (std is None):
+            raise ConfigurationError(f"{name}: mean and std belong together; give both or neither.")
+        if class_names is not None and num_classes is not None and len(class_names) != num_classes:
+            raise ConfigurationError(f"{name}: {len(class_names)} class_names for num_classes={num_classes}.")
+        self._image_size = sides
+        self._in_channels = in_channels
+        self._class_names = None if class_names is None else list(class_names)
+        self._num_classes = num_classes
+        self.train_samples = train_samples
+        self.workers = workers
+        self.shuffle_buffer = shuffle_buffer
+        super().__init__(batch_size, eval_batch_size, augmentation, mixing, normalize)
+        if mean is not None and std is not None:
+            self._measured = list(mean), list(std)
+
+    @abstractmethod
+    def source(self, split: Literal["train", "val", "test"]) -> Source | None:
+        """Return where a split comes from; ``None`` for one that does not exist."""
+
+    @property
+    @override
+    def image_size(self) -> tuple[int, int]:
+        return self._image_size
+
+    @property
+    @override
+    def in_channels(self) -> int:
+        return self._in_channels
+
+    @property
+    @override
+    def num_classes(self) -> int:
+        return self._num_classes if self._num_classes is not None else len(self.class_names)
+
+    @property
+    @override
+    def class_names(self) -> list[str]:
+        return self._class_names if self._class_names is not None else super().class_names
+
+    @property
+    @override
+    def has_validation(self) -> bool:
+        return self.source("val") is not None
+
+    @property
+    def num_train_samples(self) -> int:
+        """Training samples of an epoch, of all processes.
+
+        Raises:
+            ConfigurationError: If the number is not known.
+        """
+        if self.train_samples is None:
+            raise ConfigurationError(
+                f"{type(self).__name__}: the stream does not tell how many training samples it has; pass train_samples=."
+            )
+        return self.train_samples
+
+    @override
+    def measure(self) -> tuple[list[float], list[float]]:
+        return channel_statistics(ImageSet(self._first(MEASURED, None), torch.empty(0)), type(self).__name__)
+
+    def sample_batch(self, size: int = 256) -> Tensor:
+        """Return training images without augmentation, for techniques that need some.
+
+        They are what a batch of this run brings to the LightningModule, as those of
+        :meth:`ImageDataModule.sample_batch <lightning_cnnopt.ImageDataModule.sample_batch>`; they come from the start of the
+        stream in an order of their own.
+
+        Args:
+            size: At most how many.
+
+        Returns:
+            (size, C, H, W), the same on every rank.
+        """
+        stream = Stream("sample", self._seed, per_rank=False)
+        images = self._first(size, draw_seed(stream))
+        return self._normalized(images) if self._normalizes() else images
+
+    @override
+    def train_dataloader(self) -> StreamLoader:
+        batches = self.num_train_samples // (self.batch_size * world_size())
+        if batches == 0:
+            raise DataError(
+                f"{type(self).__name__}: train_samples={self.num_train_samples} are less than a batch of {self.batch_size} on "
+                f"each of {world_size()} processes."
+            )
+        return StreamLoader(self._needed("train"), self.batch_size, batches, self.workers, self._seed)
+
+    @override
+    def val_dataloader(self) -> StreamLoader | list[Any]:
+        source = self.source("val")
+        return [] if source is None else StreamLoader(source, self.eval_batch_size, workers=self.workers)
+
+    @override
+    def test_dataloader(self) -> StreamLoader:
+        return StreamLoader(self._needed("test"), self.eval_batch_size, workers=self.workers)
+
+    @override
+    def predict_dataloader(self) -> StreamLoader:
+        return self.test_dataloader()
+
+    def _needed(self, split: Literal["train", "test"]) -> Source:
+        source = self.source(split)
+        if source is None:
+            raise DataError(f"{type(self).__name__} has no {split} split.")
+        return source
+
+    def _first(self, count: int, seed: int | None) -> Tensor:
+        source = self._needed("train")
+        images = [source.decode(sample)[0] for sample in itertools.islice(source.read(seed, 0, 1, 0, 1), count)]
+        if not images:
+            raise DataError(f"{source!r} has no samples.")
+        return torch.stack(images)
+
+
+def import_extra(module: str, owner: str) -> ModuleType:
+    """Return a package that is not installed with this one.
+
+    Raises:
+        ConfigurationError: If it is missing, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{owner} needs the package {module}, which is not installed.{extra_of(module)}") from error
