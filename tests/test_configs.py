@@ -1,4 +1,7 @@
-"""Every overlay of a room trains a step over the quickstart, validates, and tests, as a user would lay it over."""
+"""Every overlay of a room trains a step over the quickstart, validates, and tests, as a user would lay it over.
+
+Those of data that are not here are laid over and parsed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from lightning_cnnopt.__main__ import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OVERLAYS = sorted(CONFIGS.glob("*/*.yaml"))
+ELSEWHERE = [path for path in OVERLAYS if path.parent.name == "data" and "class_path: " in path.read_text()]
 EXTRAS = {"schedulefree": "optimizers", "prodigyopt": "optimizers"}
 # a training step and a validation step; no run is kept, so that nothing is drawn a hundred times
 ONE_STEP = ["--trainer.fast_dev_run", "1", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -32,11 +36,23 @@ def with_marks(overlay):
 
 
 @pytest.mark.parametrize(
-    "overlay", [with_marks(overlay) for overlay in OVERLAYS], ids=lambda path: f"{path.parent.name}/{path.stem}"
+    "overlay",
+    [with_marks(overlay) for overlay in OVERLAYS if overlay not in ELSEWHERE],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_every_overlay_trains_over_the_quickstart(overlay, capfd):
     arguments = ["-c", str(CONFIGS / "quickstart.yaml"), "-c", str(overlay), "--test_after_fit", "false"]
     assert main(["fit", *arguments, *ONE_STEP]) == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("overlay", ELSEWHERE, ids=lambda path: path.stem)
+def test_every_overlay_of_data_that_are_not_here_parses(overlay, capfd):
+    arguments = ["-c", str(CONFIGS / "quickstart.yaml"), "-c", str(overlay), "--print_config"]
+    assert main(["fit", *arguments]) == 0
+    said = yaml.safe_load(capfd.readouterr().out)["data"]
+    given = yaml.safe_load(overlay.read_text())["data"]
+    assert said["class_path"].rpartition(".")[2] == given["class_path"]
+    assert given["init_args"].items() <= said["init_args"].items()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -108,17 +108,21 @@ class Measure:
         of: Takes our seconds and those of the other side.
         smaller_is_better: Whether a goal is an upper bound.
         in_seconds: Whether the figure is a time, not a ratio.
+        figure: Name of the figure that the sides report, in bytes, where it is not about their times.
     """
 
     words: str
     of: Callable[[float, float], float]
     smaller_is_better: bool
     in_seconds: bool = False
+    figure: str = ""
 
 
 LONGER = Measure("times as long", lambda ours, against: ours / against, True)
 FASTER = Measure("times as fast", lambda ours, against: against / ours, False)
 MORE = Measure("s more", lambda ours, against: ours - against, True, in_seconds=True)
+
+LARGER = Measure("times as much memory", lambda ours, against: ours / against, True, figure="bytes")
 
 
 @dataclass(frozen=True)

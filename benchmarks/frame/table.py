@@ -60,12 +60,12 @@ def print_table(benchmark: Benchmark, results: Results, console: Console) -> Non
             table.add_row("", "", "", "", "no valid pair", "", "", "", pairs, end_section=True)
             continue
         met = {True: "yes", False: "no", None: "open"}[summary["goal_met"]]
-        for clock, last in (("wall", (met, pairs)), ("cpu", ("", ""))):
+        for clock, last in zip(_clocks(measure), ((met, pairs), ("", "")), strict=False):
             table.add_row("", clock, *_cells(summary[clock], "against", measure), "", *last)
         if row.limit is not None:
             limit = summary["limit"]
             cells = _cells(limit, "limit", measure) if "ours" in limit else ("", "", limit["left_out"], "")
-            table.add_row("", "wall", *cells, f"(limit: {escape(row.limit.label)})")
+            table.add_row("", _clocks(measure)[0], *cells, f"(limit: {escape(row.limit.label)})")
         table.add_section()
     machine = " · ".join(f"{name} {value}" for name, value in results.machine.items() if value)
     console.print(f"{benchmark.id}: {benchmark.what}", escape(machine), table, sep="\n")
@@ -83,15 +83,16 @@ def _summarize_row(row: Row, results: Results) -> dict[str, Any]:
     summary |= {"pairs": len(pairs), "void_runs": sum(r.void for r in records)}
     if not pairs:
         return summary
-    for clock in ("wall", "cpu"):
-        summary[clock] = _compare(pairs, "against", row.goal.measure, clock)
-    figure = summary["wall"]["figure"]
+    measure = row.goal.measure
+    for clock in _clocks(measure):
+        summary[clock] = _compare(pairs, "against", measure, clock)
+    figure = summary[_clocks(measure)[0]]["figure"]
     summary["goal_met"] = row.goal.verdict(figure["low"], figure["high"])
     if row.limit is not None:
         limits = _pairs(row, "limit", row.limit, results)
         reason = row.limit.absent or "no valid run"
         summary["limit"] = {"label": row.limit.label}
-        summary["limit"] |= _compare(limits, "limit", row.goal.measure, "wall") if limits else {"left_out": reason}
+        summary["limit"] |= _compare(limits, "limit", measure, _clocks(measure)[0]) if limits else {"left_out": reason}
     return summary
 
 
@@ -103,7 +104,7 @@ def _pairs(row: Row, role: str, other: Side, results: Results) -> list[tuple[Rec
 
 
 def _compare(pairs: Sequence[tuple[Record, Record]], other: str, measure: Measure, clock: str) -> dict[str, Any]:
-    times = [(getattr(ours, clock), getattr(theirs, clock)) for ours, theirs in pairs]
+    times = [(_value(ours, clock), _value(theirs, clock)) for ours, theirs in pairs]
     return {
         "ours": median(ours for ours, _ in times),
         other: median(theirs for _, theirs in times),
@@ -111,14 +112,28 @@ def _compare(pairs: Sequence[tuple[Record, Record]], other: str, measure: Measur
     }
 
 
+def _clocks(measure: Measure) -> tuple[str, ...]:
+    """Return what is compared, the goal's own first."""
+    return (measure.figure,) if measure.figure else ("wall", "cpu")
+
+
+def _value(record: Record, clock: str) -> float:
+    return getattr(record, clock) if clock in ("wall", "cpu") else record.figures[clock]
+
+
 def _cells(compared: dict[str, Any], other: str, measure: Measure) -> tuple[str, str, str, str]:
     show = _seconds if measure.in_seconds else "{:.3f}".format
     figure, low, high = (show(compared["figure"][name]) for name in ("value", "low", "high"))
-    return _seconds(compared["ours"]), _seconds(compared[other]), figure, f"{low} to {high}"
+    unit = _megabytes if measure.figure else _seconds
+    return unit(compared["ours"]), unit(compared[other]), figure, f"{low} to {high}"
 
 
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if abs(seconds) < 1 else f"{seconds:.4g} s"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.4g} MB"
 
 
 def _notes(benchmark: Benchmark, results: Results) -> list[str]:

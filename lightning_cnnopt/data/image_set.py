@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_cnnopt.core.batch import to_float
 from lightning_cnnopt.core.errors import DataError
 
-_BLOCK = 4096
+_BLOCK = 2**20
+"""Values that are measured at a time."""
 
 
 class ImageSet:
@@ -56,12 +57,13 @@ class ImageSet:
 
     def __getitem__(self, index: Any) -> ImageSet:
         """Return the samples at ``index``, a slice or a tensor of places or of booleans."""
+        kind = torch.int32 if len(self.whole_images) < 2**31 else torch.int64  # each process holds them
         if self.places is not None:
             places = self.places[index]
         elif isinstance(index, slice):
-            places = torch.arange(*index.indices(len(self)))
+            places = torch.arange(*index.indices(len(self)), dtype=kind)
         else:
-            places = torch.arange(len(self))[index]
+            places = torch.arange(len(self), dtype=kind)[index]
         return ImageSet(self.whole_images, self.whole_targets, places)
 
     def to(self, device: torch.device | str) -> ImageSet:
@@ -104,11 +106,20 @@ def channel_statistics(data: ImageSet, owner: str) -> tuple[list[float], list[fl
         DataError: If a channel is constant.
     """
     channels = data.whole_images.shape[1]
-    # one pass in blocks: a float copy of a large set would not fit beside it
     total, squares, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
-    for begin in range(0, len(data), _BLOCK):
-        pixels = to_float(data[begin : begin + _BLOCK].images.cpu()).double().transpose(0, 1).flatten(1)
-        total, squares, count = total + pixels.sum(1), squares + pixels.square().sum(1), count + pixels.shape[1]
+    # one pass in blocks: a float copy of a large set would not fit beside it
+    step = max(1, _BLOCK // data.whole_images[:1].numel())
+    for begin in range(0, len(data), step):
+        images = data[begin : begin + step].images.cpu()
+        for channel, pixels in enumerate(images.unbind(1)):
+            if images.dtype == torch.uint8:  # by how often there is each level, which is exact
+                levels = torch.bincount(pixels.flatten(), minlength=256).double()
+                values, times = torch.arange(256).double() / 255, levels
+            else:
+                values, times = to_float(pixels).double().flatten(), torch.ones(()).double()
+            total[channel] += (values * times).sum()
+            squares[channel] += (values.square() * times).sum()
+        count += images[:, 0].numel()
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     if (std < 1e-6).any():

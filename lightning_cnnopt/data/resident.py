@@ -140,7 +140,9 @@ class ResidentLoader:
                 f"time or none. A batch_size of {resumed['batch'] / world_size():g} on each of {world_size()} processes goes "
                 "on exactly."
             )
-        order = self._order(None if resumed is None else resumed["order" if start else "next"]).to(self.images.device)
+        order = self._order(None if resumed is None else resumed["order" if start else "next"])
+        # half as large, and no more for a set of any size that fits in memory
+        order = order.to(self.images.device, torch.int32 if self._count() < 2**31 else torch.int64)
         here, ranks = rank(), world_size()
         flat = self.images.flatten(1)
         self._position = start

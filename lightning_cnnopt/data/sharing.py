@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import platform
@@ -62,6 +64,9 @@ def load_once(load: Callable[[], ImageSet | None]) -> ImageSet | None:
     failed = [here for here, found in enumerate(gather(shared is not None)) if not found]  # and nobody is about to open it
     if leader == rank() and written is not None:
         os.unlink(written[0])
+        if not failed:
+            loaded = None
+            _give_back()
     if failed:
         rank_zero_warn(
             f"Processes {failed} of this training could not share one copy of the data "
@@ -101,6 +106,12 @@ def _map(name: str, kinds: list[tuple[torch.dtype, tuple[int, ...]]]) -> ImageSe
         tensors.append(whole[begin:end].view(dtype).view(shape))
         begin = end
     return ImageSet(*tensors)
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system. glibc keeps blocks below 32 MB, such as those of a set that comes in parts."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _padding(place: int) -> int:

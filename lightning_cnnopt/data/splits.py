@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,10 +29,11 @@ def held_out_part(targets: Tensor, size: int | float, seed: int, owner: str) -> 
 
     stratify = targets.numpy() if targets.ndim == 1 else None
     try:
-        _, chosen = train_test_split(range(len(targets)), test_size=size, random_state=seed, stratify=stratify)
+        places = np.arange(len(targets))  # a list of numbers would take more than the targets
+        _, chosen = train_test_split(places, test_size=size, random_state=seed, stratify=stratify)
     except ValueError as error:
         raise DataError(f"{owner}: val_size={size} can't be split off {_words(targets)}: {error}") from error
-    return torch.tensor(sorted(chosen))
+    return torch.from_numpy(np.sort(chosen))
 
 
 def held_out_fold(targets: Tensor, folds: int, fold: int, seed: int, owner: str) -> Tensor:
@@ -58,7 +60,7 @@ def held_out_fold(targets: Tensor, folds: int, fold: int, seed: int, owner: str)
 
     kind = StratifiedKFold if targets.ndim == 1 else KFold
     try:
-        parts = list(kind(folds, shuffle=True, random_state=seed).split(range(len(targets)), targets.numpy()))
+        parts = list(kind(folds, shuffle=True, random_state=seed).split(np.arange(len(targets)), targets.numpy()))
     except ValueError as error:
         raise DataError(f"{owner}: {_words(targets)} can't be shared out to folds={folds}: {error}") from error
     return torch.from_numpy(parts[fold][1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation import Mixing, Transform
-from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range, extra_of
+from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_range, extra_of
 from lightning_cnnopt.core.randomness import Stream, world_size
 from lightning_cnnopt.data.base import DeviceAugmented
 from lightning_cnnopt.data.image_set import ImageSet, channel_statistics
@@ -72,7 +72,8 @@ class StreamedImages(DeviceAugmented):
         sides = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         for side in sides:
             check_range(name, "image_size", side, 1)
-        check_choice(name, "in_channels", in_channels, (1, 3))  # type: ignore[arg-type]
+        if in_channels not in (1, 3):
+            raise ConfigurationError(f"{name}: in_channels={in_channels}; expected 1 or 3.")
         check_range(name, "workers", workers, 0)
         check_range(name, "shuffle_buffer", shuffle_buffer, 1)
         if train_samples is not None:

@@ -1,0 +1,302 @@
+"""Batches of a stream, whatever it comes from."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_cnnopt import ImageClassifier
+from lightning_cnnopt.augmentation import MixUp, PaddedCrop
+from lightning_cnnopt.core.errors import ConfigurationError, DataError
+from lightning_cnnopt.data.streams import base, loader
+from lightning_cnnopt.data.streams.base import StreamedImages
+from lightning_cnnopt.data.streams.loader import StreamLoader, to_pixels
+from tests.lightning_tools import Foreign, Killed, SaveAtBatch, assert_same_weights, quiet_trainer, weights_of
+
+
+class Numbers:
+    """Samples 0 to count - 1; an image holds its number, and a note is made of each that is decoded."""
+
+    def __init__(self, count=24, notes=None):
+        self.count, self.notes = count, notes
+
+    def __repr__(self):
+        return f"Numbers({self.count})"
+
+    def useful_workers(self, workers, ranks):
+        return workers
+
+    def read(self, seed, rank, ranks, worker, workers):
+        order = torch.arange(self.count)
+        if seed is not None:
+            order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
+        yield from order[rank * workers + worker :: ranks * workers].tolist()
+
+    def decode(self, sample):
+        if self.notes is not None:
+            with self.notes.open("a") as file:
+                file.write(f"{sample}\n")
+        return torch.full((1, 4, 4), sample, dtype=torch.uint8), sample % 3
+
+
+class Streamed(StreamedImages):
+    def __init__(self, count=24, **arguments):
+        self.count = count
+        defaults = {"image_size": 4, "in_channels": 1, "num_classes": 3, "train_samples": 24, "batch_size": 4, "workers": 2}
+        super().__init__(**{**defaults, **arguments})
+
+    def source(self, split):
+        return Numbers(self.count) if split != "test" else None
+
+
+def numbers(batch):
+    images, targets = batch
+    assert images.dtype == torch.uint8
+    assert torch.equal(images[:, 0, 0, 0] % 3, targets)
+    return images[:, 0, 0, 0].tolist()
+
+
+def epoch(stream):
+    return [numbers(batch) for batch in stream]
+
+
+def flat(batches):
+    return [sample for batch in batches for sample in batch]
+
+
+@pytest.fixture
+def as_rank(monkeypatch):
+    def pretend(rank, ranks):
+        monkeypatch.setattr(loader, "rank", lambda: rank)
+        monkeypatch.setattr(loader, "world_size", lambda: ranks)
+
+    return pretend
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_an_epoch_of_equal_parts_takes_every_sample_once_in_another_order_each_time(workers):
+    stream = StreamLoader(Numbers(), 4, batches=6, workers=workers, seed=1)
+    first, second = epoch(stream), epoch(stream)
+    assert len(first) == len(second) == len(stream) == 6
+    assert sorted(flat(first)) == sorted(flat(second)) == list(range(24))
+    assert first != second
+    again = StreamLoader(Numbers(), 4, batches=6, workers=workers, seed=1)
+    assert [epoch(again), epoch(again)] == [first, second]
+    assert epoch(StreamLoader(Numbers(), 4, batches=6, workers=workers, seed=2)) != first
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_share_an_epoch_without_overlap(workers, as_rank):
+    seen = []
+    for rank in range(3):
+        as_rank(rank, 3)
+        stream = StreamLoader(Numbers(), 4, batches=2, workers=workers, seed=1)
+        seen.append(flat(epoch(stream)))
+    assert [len(part) for part in seen] == [8, 8, 8]
+    assert sorted(flat(seen)) == list(range(24))
+
+
+@pytest.mark.parametrize("count", [1, 7, 24, 25])
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_over_all_ranks_an_evaluation_loses_and_doubles_no_sample(count, workers, as_rank):
+    seen = []
+    for rank in range(2):
+        as_rank(rank, 2)
+        seen += flat(epoch(StreamLoader(Numbers(count), 4, workers=workers)))
+    assert sorted(seen) == list(range(count))
+
+
+def test_the_length_of_an_evaluation_is_not_known():
+    with pytest.raises(TypeError, match="not known"):
+        len(StreamLoader(Numbers(), 4))
+
+
+def test_a_part_that_is_shorter_is_begun_anew_in_another_order():
+    batches = epoch(StreamLoader(Numbers(8), 4, batches=6, seed=1))
+    rounds = [flat(batches[i : i + 2]) for i in (0, 2, 4)]
+    assert all(sorted(taken) == list(range(8)) for taken in rounds)
+    assert rounds[0] != rounds[1] != rounds[2]
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("taken", [0, 1, 2, 3, 5, 6])
+def test_resumed_the_very_next_batch_comes_and_then_the_same_epochs(workers, taken):
+    stream = StreamLoader(Numbers(), 4, batches=6, workers=workers, seed=1)
+    epoch(stream)
+    going = iter(stream)
+    for _ in range(taken):
+        next(going)
+    state = stream.state_dict()
+    rest = [numbers(batch) for batch in going]
+    following = epoch(stream)
+    other = StreamLoader(Numbers(), 4, batches=6, workers=workers, seed=99)
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+    if rest:
+        assert epoch(other) == rest
+    assert epoch(other) == following
+
+
+def test_an_epoch_that_is_ended_is_followed_by_the_next():
+    stream = StreamLoader(Numbers(), 4, batches=6, seed=1)
+    going = iter(stream)
+    next(going)
+    state = stream.state_dict()
+    second = epoch(stream)
+    other = StreamLoader(Numbers(), 4, batches=6, seed=9)
+    other.load_state_dict(state)
+    other.end_epoch()
+    assert epoch(other) == second
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_was_seen_is_read_again_and_hardly_decoded(workers, tmp_path):
+    notes = tmp_path / "decoded"
+    stream = StreamLoader(Numbers(164, notes), 4, batches=41, workers=workers, seed=1)
+    stream.load_state_dict({"epoch": 0, "position": 40, "seed": 1})
+    assert len(epoch(stream)) == 1
+    decoded = len(notes.read_text().split())
+    assert decoded == 4 if not workers else decoded <= 4 * 3 * workers  # they work two batches ahead
+
+
+def test_the_state_holds_builtins_only():
+    stream = StreamLoader(Numbers(), 4, batches=6)
+    next(iter(stream))
+    assert {type(value) for value in stream.state_dict().values()} == {int}
+
+
+def test_an_empty_source_is_said():
+    for batches in (None, 3):
+        with pytest.raises(DataError, match=r"Numbers\(0\) has no samples"):
+            epoch(StreamLoader(Numbers(0), 4, batches=batches))
+    with pytest.raises(DataError, match="has no samples"):
+        _ = Streamed(0).mean
+
+
+def in_one_format(picture, kind):
+    held = io.BytesIO()
+    picture.save(held, kind)
+    held.seek(0)
+    return Image.open(held)
+
+
+def test_pixels_are_those_of_the_picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    picture = in_one_format(Image.fromarray(pixels), "PNG")
+    assert np.array_equal(to_pixels(picture, 3, (5, 7)).permute(1, 2, 0).numpy(), pixels)
+    grey = in_one_format(Image.fromarray(pixels[..., 0]), "PNG")
+    assert np.array_equal(to_pixels(grey, 1, (5, 7))[0].numpy(), pixels[..., 0])
+    assert torch.equal(to_pixels(grey, 3, (5, 7)), to_pixels(grey, 1, (5, 7)).expand(3, -1, -1))
+    see_through = in_one_format(Image.fromarray(np.dstack([pixels, pixels[..., :1]]), "RGBA"), "PNG")
+    assert torch.equal(to_pixels(see_through, 3, (5, 7)), to_pixels(picture, 3, (5, 7)))
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+    levels = np.array([[0, 257 * 100, 65535]], np.uint16)
+    assert to_pixels(in_one_format(Image.fromarray(levels), "PNG"), 1, (1, 3)).tolist() == [[[0, 100, 255]]]
+
+
+def test_another_size_is_covered_and_cut_around_the_centre_and_exif_turns():
+    pixels = np.zeros((4, 12), np.uint8)
+    pixels[:, 4:8] = 200  # the middle third
+    assert to_pixels(Image.fromarray(pixels), 1, (4, 4)).unique().tolist() == [200]
+    turned = Image.fromarray(pixels)
+    turned.getexif()[0x0112] = 6
+    held = io.BytesIO()
+    turned.save(held, "PNG", exif=turned.getexif())
+    assert to_pixels(Image.open(held), 1, (12, 4)).shape == (1, 12, 4)
+
+
+# in a data module
+
+
+def test_statistics_are_those_of_the_first_images_and_measured_once(monkeypatch):
+    data = Streamed()
+    expected = torch.arange(24).double() / 255
+    assert data.mean == pytest.approx([float(expected.mean())], abs=1e-6)
+    assert data.std == pytest.approx([float(expected.std(correction=0))], abs=1e-6)
+    monkeypatch.setattr(Numbers, "read", None)
+    assert data.pixel_statistics() == (data.mean, data.std)
+    assert Streamed(mean=[0.2], std=[0.3]).pixel_statistics() == ([0.2], [0.3])
+    monkeypatch.undo()
+    monkeypatch.setattr(base, "MEASURED", 3)
+    assert Streamed().mean == pytest.approx([1 / 255], abs=1e-6)
+
+
+def test_a_sample_batch_has_a_stream_of_its_own():
+    data = Streamed(normalize=False)
+    state = torch.get_rng_state()
+    sample = data.sample_batch(8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sample.shape == (8, 1, 4, 4)
+    assert torch.equal(Streamed(normalize=False).sample_batch(8), sample)
+    assert len(data.sample_batch(1000)) == 24
+
+
+@pytest.mark.parametrize("make", [Foreign, lambda: ImageClassifier(torch_network, **Streamed().model_args())])
+def test_a_run_resumes_to_the_same_bits(make, tmp_path):
+    def run(*callbacks, ckpt_path=None, seed=4):
+        torch.manual_seed(seed)
+        module, data = make(), Streamed(augmentation=[PaddedCrop(1)], mixing=MixUp())
+        quiet_trainer(*callbacks, max_epochs=3).fit(module, data, ckpt_path=ckpt_path)
+        return weights_of(module)
+
+    whole, path = run(), tmp_path / "cut.ckpt"
+    for batches in (4, 6, 9):
+        with pytest.raises(Killed):
+            run(SaveAtBatch(batches, path))
+        assert_same_weights(run(ckpt_path=str(path), seed=99), whole)
+
+
+class torch_network(torch.nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(16, num_classes))
+
+
+class Summing(Foreign):
+    def __init__(self):
+        super().__init__()
+        self.validated = []
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += batch[1].tolist()
+
+
+def test_validation_takes_every_sample_and_augments_none():
+    module = Summing()
+    quiet_trainer(max_epochs=1, num_sanity_val_steps=0).fit(module, Streamed(eval_batch_size=5, mixing=MixUp()))
+    assert sorted(module.validated) == [label for label in range(3) for _ in range(8)]
+
+
+def test_without_a_test_split_the_error_says_so():
+    with pytest.raises(DataError, match="Streamed has no test split"):
+        Streamed().test_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"image_size": 0}, "image_size=0"),
+        ({"in_channels": 2}, "in_channels=2; expected 1 or 3"),
+        ({"workers": -1}, "workers=-1"),
+        ({"shuffle_buffer": 0}, "shuffle_buffer=0"),
+        ({"train_samples": 0}, "train_samples=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"mean": [0.5]}, "mean and std belong together"),
+        ({"class_names": ["a"], "num_classes": 2}, "1 class_names for num_classes=2"),
+    ],
+)
+def test_arguments_that_can_not_be_right_are_refused(arguments, said):
+    with pytest.raises(ConfigurationError, match=said):
+        Streamed(**arguments)
+
+
+def test_how_many_samples_there_are_has_to_be_known_and_enough():
+    with pytest.raises(ConfigurationError, match="pass train_samples="):
+        Streamed(train_samples=None).train_dataloader()
+    with pytest.raises(DataError, match="train_samples=3 are less than a batch of 4 on each of 1 processes"):
+        Streamed(train_samples=3).train_dataloader()
