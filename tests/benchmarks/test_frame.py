@@ -10,7 +10,7 @@ from rich.console import Console
 from benchmarks.__main__ import find_benchmarks, main
 from benchmarks.frame import machine
 from benchmarks.frame.pairs import Run, measure, run_pairs
-from benchmarks.frame.rows import FASTER, LONGER, MORE, Benchmark, Command, Function, Goal, Row
+from benchmarks.frame.rows import FASTER, LARGER, LONGER, MORE, Benchmark, Command, Function, Goal, Row
 from benchmarks.frame.store import Results
 from benchmarks.frame.table import Figure, print_table, summarize
 
@@ -84,6 +84,23 @@ def test_the_measures_agree_on_equal_runs(sit, measure, figure):
     summary = only_row(benchmark, sit(benchmark, Stopwatch()))
     assert summary["wall"]["figure"] == summary["cpu"]["figure"] == {"value": figure, "low": figure, "high": figure}
     assert summary["goal_met"] is True
+
+
+def test_a_goal_on_memory_is_about_what_the_sides_report_and_not_about_their_times(sit):
+    benchmark = benchmark_of(
+        row_of(
+            Function("ours", lambda pair: {"bytes": 3.3e6}), Function("peer", lambda pair: {"bytes": 3e6}), Goal(LARGER, 1.2)
+        )
+    )
+    results = sit(benchmark, lambda side, pair: Run(1.0, 1.0, 1.0, 0.0, side.run(pair)))
+    summary = only_row(benchmark, results)
+    assert summary["bytes"]["figure"] == {"value": pytest.approx(1.1), "low": pytest.approx(1.1), "high": pytest.approx(1.1)}
+    assert "wall" not in summary
+    assert summary["goal_met"] is True
+    told = io.StringIO()
+    print_table(benchmark, results, Console(file=told, width=200))
+    assert "3.3 MB" in told.getvalue()
+    assert "at most 1.2 times as much memory" in told.getvalue()
 
 
 def test_a_goal_inside_the_interval_is_neither_met_nor_missed():
