@@ -32,4 +32,4 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("goal") and "goal" not in named and not wanted:
             item.add_marker(pytest.mark.skip(reason="a goal that is not reached yet; runs by name: pytest -m goal"))
         if item.get_closest_marker("slow") and "slow" not in named and not wanted:
-            item.add_marker(pytest.mark.skip(reason="takes a minute or more; runs by name: pytest -m slow"))
+            item.add_marker(pytest.mark.skip(reason="takes long, alone or with its kind; runs by name: pytest -m slow"))

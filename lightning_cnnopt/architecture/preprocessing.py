@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_cnnopt.core.batch import to_float
+from lightning_cnnopt.core.batch import normalize, to_float
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
 
 
@@ -74,7 +74,7 @@ class Preprocessing(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalized floats."""
-        return (to_float(images).to(self.mean.dtype) - self.mean) / self.std
+        return normalize(images, self.mean, self.std)
 
 
 def _note_what_is_loaded(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:

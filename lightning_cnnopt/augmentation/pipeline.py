@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_cnnopt.augmentation.chain import Augment
 from lightning_cnnopt.augmentation.mixing import Mixing
 from lightning_cnnopt.augmentation.transforms import Transform
 from lightning_cnnopt.core.batch import read_batch, write_batch
@@ -34,10 +35,9 @@ class Augmentation:
     def __init__(
         self, transforms: Sequence[Transform] = (), mixing: Mixing | None = None, num_classes: int | None = None
     ) -> None:
-        self.transforms = list(transforms)
+        self.augment = Augment(transforms)
         self.mixing = mixing
         self.num_classes = num_classes
-        self.stream = Stream("augmentation")
         if mixing is not None and num_classes is None:
             raise ConfigurationError(f"{mixing!r} makes targets of probabilities and needs num_classes.")
 
@@ -52,11 +52,19 @@ class Augmentation:
             images, targets = self.mixing(images, targets, self.num_classes, self.stream.generator)
         return write_batch(batch, images, targets)
 
+    @property
+    def transforms(self) -> list[Transform]:
+        """The transforms, in their order."""
+        return self.augment.transforms
+
+    @property
+    def stream(self) -> Stream:
+        """What transforms and mixing draw from."""
+        return self.augment.stream
+
     def transform(self, images: Tensor) -> Tensor:
         """Return transformed images, unmixed."""
-        for transform in self.transforms:
-            images = transform(images, self.stream.generator)
-        return images
+        return self.augment(images)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the stream, of every rank."""

@@ -76,6 +76,24 @@ def to_float(images: Tensor) -> Tensor:
     return images
 
 
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return (x - mean) / std of pixels x in [0, 1]; uint8 is divided by 255 on the way, in the same pass.
+
+    Args:
+        images: (N, C, H, W), uint8, or floats in [0, 1].
+        mean: (1, C, 1, 1), of the type of the result.
+        std: The same.
+
+    Example:
+        >>> one = torch.ones(1, 1, 1, 1)
+        >>> normalize(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), 0.5 * one, 0.25 * one).flatten().tolist()
+        [-2.0, 2.0]
+    """
+    if images.dtype == torch.uint8:
+        return images.to(mean.dtype).sub_(255 * mean).div_(255 * std)
+    return (to_float(images).to(mean.dtype) - mean) / std
+
+
 def one_hot(targets: Tensor, num_classes: int) -> Tensor:
     """Return targets as floats (N, num_classes): classes as one-hot rows, probabilities and labels as they are."""
     if targets.ndim == 2:

@@ -14,14 +14,40 @@ from lightning_cnnopt.activation import SwapActivation, WatchActivations
 from lightning_cnnopt.analysis import ProfileNetwork, RunReport, WritePredictions
 from lightning_cnnopt.architecture import BlurPool, CheckpointActivations, EditNetwork, Freeze, SmallImageStem, SqueezeExcite
 from lightning_cnnopt.augmentation import (
+    Affine,
     AugmentBatches,
+    AugMix,
+    AutoContrast,
+    Brightness,
+    ColourJitter,
+    ColOut,
+    Contrast,
+    Equalize,
+    Erasing,
+    GaussianBlur,
+    GaussianNoise,
+    Greyscale,
     HorizontalFlip,
+    Hue,
+    Inversion,
     MixUp,
     PaddedCrop,
+    Perspective,
+    Posterize,
+    RandAugment,
+    RandomWindow,
+    ResizedCrop,
     Rotation,
+    Saturation,
     ScheduleImageSize,
+    Sharpness,
+    Shear,
+    Solarize,
+    Transform,
     Translation,
+    TrivialAugmentWide,
     VerticalFlip,
+    Zoom,
 )
 from lightning_cnnopt.core import ResumeRandomState, StopOnDivergence
 from lightning_cnnopt.core.spec import Configurable
@@ -151,6 +177,31 @@ CASES = {
     "Rotation": partial(Rotation, 20.0),
     "PaddedCrop": partial(PaddedCrop, 2),
     "Translation": partial(Translation, 0.25),
+    "RandomWindow": partial(RandomWindow, 7),
+    "Zoom": partial(Zoom, (0.8, 1.2)),
+    "Shear": partial(Shear, 20.0),
+    "Affine": partial(Affine, 10.0, 0.1),
+    "Perspective": partial(Perspective, 0.5, p=0.9),
+    "ResizedCrop": partial(ResizedCrop, scale=(0.3, 1.0)),
+    "Brightness": Brightness,
+    "Contrast": Contrast,
+    "Saturation": Saturation,
+    "Greyscale": Greyscale,
+    "Inversion": Inversion,
+    "Hue": Hue,
+    "ColourJitter": partial(ColourJitter, 0.4, 0.4, 0.4, 0.1),
+    "Posterize": partial(Posterize, (1, 4)),
+    "Solarize": Solarize,
+    "AutoContrast": AutoContrast,
+    "Equalize": Equalize,
+    "Sharpness": Sharpness,
+    "GaussianBlur": GaussianBlur,
+    "GaussianNoise": GaussianNoise,
+    "Erasing": Erasing,
+    "ColOut": partial(ColOut, 0.2, 0.2),
+    "TrivialAugmentWide": TrivialAugmentWide,
+    "RandAugment": RandAugment,
+    "AugMix": AugMix,
     "MixUp": partial(MixUp, 0.5),
     "EditNetwork": partial(EditNetwork, SqueezeExcite(reduction=4)),
     "InitializeWeights": partial(InitializeWeights, XavierNormal()),
@@ -185,6 +236,10 @@ CASES = {
 """A fresh instance by the name of its class."""
 
 WITHOUT_EFFECT_ON_TRAINING = {
+    "Saturation",  # of grey images, which those of the contracts are
+    "Greyscale",
+    "Hue",
+    "Equalize",  # of images of fewer than 256 pixels
     "BindClassCounts",
     "CheckpointActivations",
     "Constant",
@@ -211,3 +266,11 @@ def exported_techniques():
             if isinstance(value, type) and issubclass(value, (Configurable, Callback)) and not inspect.isabstract(value):
                 found.add(name)
     return sorted(found)
+
+
+ALIKE = {
+    name
+    for name, make in CASES.items()
+    if isinstance(make(), Transform) and name not in ("PaddedCrop", "Rotation", "ColourJitter", "TrivialAugmentWide")
+}
+"""Techniques that a run treats to the letter as it treats others that are here: contracts about the run are slow tests."""

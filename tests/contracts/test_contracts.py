@@ -26,11 +26,14 @@ from lightning_cnnopt.initialization import Initializer
 from lightning_cnnopt.regularization import ActivityPenalty, Constraint, Penalty
 
 from . import harness
-from .cases import CASES, WITHOUT_EFFECT_ON_TRAINING, exported_techniques
+from .cases import ALIKE, CASES, WITHOUT_EFFECT_ON_TRAINING, exported_techniques
 
 BASES = (Edit, Initializer, Penalty, ActivityPenalty, Constraint, Schedule, Transform, Mixing, Callback)
 
 every_technique = pytest.mark.parametrize("name", sorted(CASES))
+every_kind = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in sorted(CASES)]
+)
 every_edit = pytest.mark.parametrize("name", sorted(n for n, make in CASES.items() if isinstance(make(), Edit)))
 
 
@@ -110,7 +113,7 @@ def test_applied_twice_is_applied_once(name):
     assert (str(network), [n for n, _ in network.named_parameters()]) == before
 
 
-@every_technique
+@every_kind
 def test_attached_at_two_stages_is_attached_once(name):
     _, model, callbacks = None, *harness.assemble()[:1], [harness.as_callback(CASES[name]())]
     seed_everything(1, verbose=False)
@@ -126,7 +129,7 @@ def test_attached_at_two_stages_is_attached_once(name):
     assert not harness.differences(weights, model.state_dict())
 
 
-@every_technique
+@every_kind
 def test_what_it_adds_is_in_the_optimizer_once_and_trains(name):
     seed_everything(1, verbose=False)
     model = harness.make_model()
@@ -188,7 +191,7 @@ class Kill(Callback):
             raise KeyboardInterruptedRun
 
 
-@every_technique
+@every_kind
 def test_load_from_checkpoint_needs_nothing_else(name, tmp_path):
     run, model = harness.fit(CASES[name]())
     path = tmp_path / "model.ckpt"
@@ -202,7 +205,7 @@ def test_load_from_checkpoint_needs_nothing_else(name, tmp_path):
     assert type(model.configure_optimizers()) is type(loaded.configure_optimizers())
 
 
-@every_technique
+@every_kind
 def test_attached_callback_on_an_image_classifier_loads_without_it(name, tmp_path):
     seed_everything(1, verbose=False)
     model = harness.make_model()
@@ -217,13 +220,13 @@ def test_attached_callback_on_an_image_classifier_loads_without_it(name, tmp_pat
     assert torch.equal(model.eval()(images), loaded.eval()(images))
 
 
-@every_technique
+@every_kind
 def test_bf16_mixed_runs(name):
     _, model = harness.fit(CASES[name](), precision="bf16-mixed")
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-@every_technique
+@every_kind
 def test_evaluation_is_untouched(name):
     def validate(callbacks):
         with warnings.catch_warnings():
@@ -242,7 +245,7 @@ def test_evaluation_is_untouched(name):
     assert not harness.differences(weights, model.state_dict())
 
 
-@every_technique
+@every_kind
 def test_attaches_to_a_plain_module_with_a_torchvision_network(name):
     network = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=harness.CLASSES)
     network.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)
