@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation import Augmentation, Mixing, Transform
-from lightning_cnnopt.core.batch import read_batch, to_float, write_batch
+from lightning_cnnopt.core.batch import normalize, read_batch, write_batch
 from lightning_cnnopt.core.callback import callbacks_of
 from lightning_cnnopt.core.errors import check_range
 from lightning_cnnopt.core.randomness import ResumeRandomState, shared_seed
@@ -176,4 +176,4 @@ class DeviceAugmented(LightningDataModule):
     def _normalized(self, images: Tensor) -> Tensor:
         shape = (1, -1, 1, 1)
         mean, std = (torch.tensor(values, device=images.device).view(shape) for values in (self.mean, self.std))
-        return (to_float(images) - mean) / std
+        return normalize(images, mean, std)
