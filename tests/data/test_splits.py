@@ -42,6 +42,14 @@ def test_folds_follow_their_own_seed_and_not_the_runs():
     assert not torch.equal(first, colours(folds=3, split_seed=1).val_set.places)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "validates"), [({}, True), ({"val_size": 0}, False), ({"val_size": 0, "folds": 3}, True)]
+)
+def test_a_data_module_says_whether_it_validates(arguments, validates):
+    data = colours(**arguments)
+    assert data.has_validation is validates is (data.val_set is not None)
+
+
 def test_labels_that_are_not_exclusive_are_cut_into_folds_too():
     images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
     targets = torch.randint(0, 2, (20, 3))

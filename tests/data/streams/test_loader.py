@@ -12,6 +12,7 @@ from PIL import Image
 from lightning_cnnopt import ImageClassifier
 from lightning_cnnopt.augmentation import MixUp, PaddedCrop
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
+from lightning_cnnopt.core.randomness import gather
 from lightning_cnnopt.data.streams import base, loader
 from lightning_cnnopt.data.streams.base import StreamedImages
 from lightning_cnnopt.data.streams.loader import StreamLoader, to_pixels
@@ -266,10 +267,47 @@ class Summing(Foreign):
         self.validated += batch[1].tolist()
 
 
+class Sharing(Foreign):
+    """Asserts, in each process, what all of them see together."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained, self.validated = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.trained += batch[0][:, 0, 0, 0].mul(255).round().int().tolist()
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += batch[0][:, 0, 0, 0].mul(255).round().int().tolist()
+
+    def on_train_end(self):
+        assert len(self.trained) == 24
+        parts = gather(self.trained)
+        for epoch in (slice(12), slice(12, 24)):
+            assert sorted(flat(part[epoch] for part in parts)) == list(range(24))
+        assert sorted(flat(gather(self.validated))) == sorted(list(range(24)) * 2)
+        assert len(set(map(tuple, parts))) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_processes_share_every_epoch(workers):
+    data = Streamed(workers=workers, batch_size=3, eval_batch_size=5, mean=[0.0], std=[1.0])
+    quiet_trainer(max_epochs=2, devices=2, strategy="ddp_fork", num_sanity_val_steps=0).fit(Sharing(), data)
+
+
 def test_validation_takes_every_sample_and_augments_none():
     module = Summing()
     quiet_trainer(max_epochs=1, num_sanity_val_steps=0).fit(module, Streamed(eval_batch_size=5, mixing=MixUp()))
     assert sorted(module.validated) == [label for label in range(3) for _ in range(8)]
+
+
+def test_it_says_whether_it_validates():
+    assert Streamed().has_validation
+    data = Streamed()
+    data.source = lambda split: None if split == "val" else Numbers()
+    assert not data.has_validation
+    assert data.val_dataloader() == []
 
 
 def test_without_a_test_split_the_error_says_so():

@@ -45,7 +45,7 @@ def data_of(shards, **arguments):
     return WebDatasetImages(shards, **{**defaults, "val": shards, **arguments})
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4, 7])
+@pytest.mark.parametrize("workers", [0, 2, 3, 5])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ranks_and_workers_share_all_samples_without_overlap_with_enough_shards_and_without(
     ranks, workers, shards, monkeypatch
