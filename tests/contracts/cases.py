@@ -100,7 +100,7 @@ from lightning_cnnopt.normalization import (
     SwapNormalization,
 )
 from lightning_cnnopt.optimizers import EMA, SwitchOptimizerMode
-from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize
+from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize, SeveralSteps
 from lightning_cnnopt.regularization import (
     L1,
     L2,
@@ -223,6 +223,7 @@ CASES = {
     "ScaleRateWithBatchSize": partial(ScaleRateWithBatchSize, 4, warmup="2st"),
     "ChannelsLast": ChannelsLast,
     "CompileNetwork": partial(CompileNetwork, "eager"),
+    "SeveralSteps": partial(SeveralSteps, 3),
     "EMA": partial(EMA, 0.9),
     "SwitchOptimizerMode": SwitchOptimizerMode,
     "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4], start="2st"),
@@ -250,6 +251,7 @@ WITHOUT_EFFECT_ON_TRAINING = {
     "ProfileNetwork",
     "SwitchOptimizerMode",  # of optimizers that have modes; torch's have none
     "RunReport",
+    "SeveralSteps",
     "WatchActivations",
     "WritePredictions",
 }
