@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_cnnopt.augmentation import HorizontalFlip, MixUp, PaddedCrop
@@ -477,3 +478,35 @@ def test_it_says_that_it_follows_a_lightning_that_is_older(monkeypatch):
     monkeypatch.setattr("lightning.__version__", "2.7.0")
     with pytest.warns(UserWarning, match="follows the epoch loop of Lightning 2.6 and has not been tried with 2.7.0"):
         quiet_trainer(SeveralSteps(4)).fit(Foreign(), plain_loader())
+
+
+def test_a_signal_to_end_is_heard_at_the_next_step():
+    class Signal(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer._signal_connector.received_sigterm = trainer.global_step == 3
+
+    trainer = quiet_trainer(Signal(), SeveralSteps(100))
+    with pytest.raises(SIGTERMException):
+        trainer.fit(Foreign(), plain_loader())
+    assert trainer.global_step == 3
+
+
+class Save(Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_end(self, trainer, module):
+        if trainer.is_global_zero:
+            torch.save(module.state_dict(), self.path)
+
+
+def test_two_processes_end_with_the_bits_of_two_without(tmp_path):
+    def run(name, *several):
+        seed_everything(3, verbose=False)
+        trainer = harness.trainer([Save(tmp_path / name), *several], devices=2, strategy="ddp_fork", **ONLY_TRAINING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(harness.make_model(), datamodule=harness.make_data())
+        return torch.load(tmp_path / name)
+
+    assert not harness.differences(run("without"), run("with", SeveralSteps(3)))
