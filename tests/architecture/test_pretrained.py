@@ -331,6 +331,8 @@ def test_ones_own_file_has_no_record(make, tmp_path):
     assert make("resnet18").weights_record is None
     with pytest.raises(ConfigurationError, match="input_size='weights'"):
         make("resnet18", file=str(tmp_path / "own.pth"), input_size="weights")
+    with pytest.raises(ConfigurationError, match="crop='weights' needs published weights by name"):
+        make("resnet18", crop="weights")
 
 
 def test_statistics_follow_the_channels():
@@ -354,6 +356,53 @@ def test_timms_interpolation_is_bicubic_where_its_record_says_so(timm_path):
     x = torch.randn(1, 3, 50, 40)
     resized = tv.resize(x, [96, 96], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
     torch.testing.assert_close(net.resize(x), resized)
+
+
+@pytest.mark.parametrize("image_size", [(300, 400), (400, 300), (32, 32), (250, 250)])
+@pytest.mark.parametrize(("name", "weights"), [("resnet18", "IMAGENET1K_V1"), ("resnet50", "IMAGENET1K_V2")])
+def test_evaluation_with_the_crop_of_the_weights_is_that_of_torchvision(name, weights, image_size):
+    net = TorchvisionNetwork(name, weights, image_size=image_size, input_size="weights", crop="weights", load=False).eval()
+    images = torch.rand(2, 3, *image_size)
+    theirs = torchvision.models.get_weight(f"{type(net.body).__name__}{name[6:]}_Weights.{weights}").transforms()(images)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in net.weights_record.statistics(3))
+    torch.testing.assert_close(net.resize((images - mean) / std), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("crop", ["weights", 0.9, 1.0])
+def test_evaluation_with_a_crop_is_that_of_timm(crop):
+    net = TimmNetwork("resnet18", "a1_in1k", image_size=(70, 60), input_size=48, crop=crop, load=False).eval()
+    record = net.weights_record
+    transform = timm.data.create_transform(
+        (3, 48, 48), interpolation=record.interpolation, mean=record.mean, std=record.std, crop_pct=net.resize.crop
+    )
+    image = torch.rand(3, 70, 60)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in record.statistics(3))
+    torch.testing.assert_close(net.resize((image - mean) / std)[0], transform(image), rtol=1e-3, atol=1e-3)
+
+
+def test_training_sees_the_whole_image_whatever_evaluation_keeps():
+    net = TorchvisionNetwork("resnet18", image_size=(40, 30), input_size=20, crop=0.5)
+    x = torch.randn(1, 3, 40, 30)
+    whole = tv.resize(x, [20, 20], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+    torch.testing.assert_close(net.train().resize(x), whole)
+    window = tv.resize(x, [53, 40], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+    torch.testing.assert_close(net.eval().resize(x), tv.center_crop(window, [20, 20]))
+
+
+def test_without_a_crop_evaluation_sees_what_training_does():
+    net = TorchvisionNetwork("resnet18", "IMAGENET1K_V1", image_size=(40, 40), input_size="weights", load=False)
+    x = torch.randn(1, 3, 40, 40)
+    assert torch.equal(net.train().resize(x), net.eval().resize(x))
+    unresized = TorchvisionNetwork("resnet18", "IMAGENET1K_V1", image_size=(40, 40), load=False)
+    assert unresized.resize(x) is x
+
+
+def test_a_crop_alone_keeps_the_size():
+    net = TorchvisionNetwork("resnet18", image_size=(40, 40), crop=0.5).eval()
+    x = torch.randn(1, 3, 40, 40)
+    assert net.train().resize(x) is x
+    assert net.eval().resize(x).shape == x.shape
+    assert not torch.equal(net.resize(x), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -472,6 +521,7 @@ def test_what_was_left_to_a_default_is_stored_by_name(path, timm_path):
         *((make, {"name": "resnet18", "num_classes": 0}, "num_classes=0") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "in_channels": 0}, "in_channels=0") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "input_size": 0}, "input_size=0") for make in (TorchvisionNetwork, TimmNetwork)),
+        *((make, {"name": "resnet18", "crop": 1.5}, "crop=1.5") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "image_size": (8, 0)}, "image_size=0") for make in (TorchvisionNetwork, TimmNetwork)),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else None,
