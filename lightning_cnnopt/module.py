@@ -90,6 +90,8 @@ class ImageClassifier(OptimizedModule):
         torch.Size([2, 10])
     """
 
+    _network: NetworkFactory | nn.Module
+
     def __init__(
         self,
         network: NetworkFactory | nn.Module = ConvNet,
@@ -132,7 +134,9 @@ class ImageClassifier(OptimizedModule):
         self.task: Task = task
         self.class_names = list(class_names) if class_names is not None else None
         self.initializer: Initializer | None = None if initializer is None else as_initializer(initializer)
-        self._network = network
+        vars(self)["_network"] = (
+            network  # one that is ready-made would be a child beside the one that is trained, and saved twice
+        )
         self._activation = activation
         self._normalization = normalization
         self._metrics = dict(metrics or {})

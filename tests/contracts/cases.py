@@ -60,6 +60,7 @@ from lightning_cnnopt.initialization import (
     Dirac,
     InitializeWeights,
     Kaiming,
+    MarkPretrained,
     Normal,
     PatchWhitening,
     PriorBias,
@@ -132,6 +133,7 @@ CASES = {
     "DropBlock": partial(DropBlock, 0.2, 3),
     "DropConnect": partial(DropConnect, 0.2, ["Linear", "Conv2d"]),
     "StochasticDepth": partial(StochasticDepth, 0.5),
+    "MarkPretrained": partial(MarkPretrained, modules=["*conv1", "*bn1"]),
     "CosineHead": CosineHead,
     "XavierUniform": XavierUniform,
     "XavierNormal": XavierNormal,
@@ -246,6 +248,7 @@ WITHOUT_EFFECT_ON_TRAINING = {
     "Constant",
     "CompileNetwork",
     "FoldBatchNorm",
+    "MarkPretrained",  # of initializers
     "ResumeRandomState",
     "StopOnDivergence",
     "ProfileNetwork",
