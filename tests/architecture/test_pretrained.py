@@ -1,3 +1,5 @@
+import argparse
+import http.client
 import http.server
 import pickle
 import sys
@@ -243,6 +245,7 @@ def test_a_web_address_is_fetched_once_and_not_mixed_up_with_another(tmp_path, m
         lambda state: {"model": state},
         lambda state: {f"module.{name}": value for name, value in state.items()},
         lambda state: {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+        lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
     ],
 )
 def test_what_trainers_wrap_weights_in_is_taken_off(wrap, published, tmp_path):
@@ -259,7 +262,7 @@ def test_files_that_hold_no_weights_are_named(published, path, tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({}, tmp_path / "empty.pth")
     torch.save(published, tmp_path / "module.pth")
-    for name in ("cut.pth", "cut.safetensors", "text.pth", "module.pth"):
+    for name in ("cut.pth", "cut.safetensors", "text.pth"):
         with pytest.raises(CheckpointError, match=f"{name}' holds no weights, or is damaged"):
             read_weights(tmp_path / name)
     for name, holds in (("other.pth", "'epoch'"), ("list.pth", "list"), ("empty.pth", "it has")):
@@ -267,6 +270,38 @@ def test_files_that_hold_no_weights_are_named(published, path, tmp_path):
             read_weights(tmp_path / name)
     with pytest.raises(CheckpointError, match=r"gone.pth' does not exist"):
         read_weights(tmp_path / "gone.pth")
+
+
+def test_objects_beside_the_weights_are_named_with_what_to_do(published, tmp_path):
+    torch.save(published, tmp_path / "module.pth")
+    torch.save({"state_dict": published.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "timm.pth")
+    for name, kind in (("module.pth", "torchvision.models.resnet.ResNet"), ("timm.pth", "argparse.Namespace")):
+        with pytest.raises(CheckpointError, match=f"{name}' holds a {kind} beside .* Save the weights alone"):
+            read_weights(tmp_path / name)
+
+
+def test_a_copy_that_is_damaged_is_named_so_that_it_can_be_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: Path(path).write_bytes(b"half"))
+    with pytest.raises(CheckpointError, match=r"It was fetched to .*_x.pth; delete that to fetch it again") as caught:
+        read_weights("https://example.org/x.pth")
+    assert str(next((tmp_path / "checkpoints").iterdir())) in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [http.client.IncompleteRead(b""), urllib.error.URLError("gone"), TimeoutError("late")])
+def test_a_connection_that_breaks_is_no_traceback(error, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(CheckpointError, match=r"x.pth' can't be fetched"):
+        read_weights("https://example.org/x.pth")
+
+
+def test_an_address_that_nobody_fetches_is_no_path():
+    with pytest.raises(CheckpointError, match=r"file='s3://bucket/x\.pth' is an address of another kind"):
+        read_weights("s3://bucket/x.pth")
 
 
 @pytest.mark.parametrize("make", [TorchvisionNetwork, TimmNetwork])
@@ -521,6 +556,8 @@ def test_what_was_left_to_a_default_is_stored_by_name(path, timm_path):
         *((make, {"name": "resnet18", "num_classes": 0}, "num_classes=0") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "in_channels": 0}, "in_channels=0") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "input_size": 0}, "input_size=0") for make in (TorchvisionNetwork, TimmNetwork)),
+        (TorchvisionNetwork, {"name": "resnet18", "crop": "weight"}, "crop='weight' is unknown.*Did you mean 'weights'"),
+        (TimmNetwork, {"name": "resnet18", "input_size": "big"}, "input_size='big' is unknown"),
         *((make, {"name": "resnet18", "crop": 1.5}, "crop=1.5") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "image_size": (8, 0)}, "image_size=0") for make in (TorchvisionNetwork, TimmNetwork)),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_cnnopt.architecture.layers import ResizeImages
 from lightning_cnnopt.architecture.pretrained.record import WeightsRecord
-from lightning_cnnopt.core.errors import ConfigurationError, check_range
+from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.pretrained import mark_pretrained
 
 Argument: TypeAlias = bool | int | float | str | None
@@ -39,6 +39,9 @@ class PublishedNetwork(nn.Module):
     def _check(
         self, num_classes: int, in_channels: int, image_size: tuple[int, int], input_size: InputSize, crop: Crop
     ) -> None:
+        for name, said in (("input_size", input_size), ("crop", crop)):
+            if isinstance(said, str):
+                check_choice(type(self).__name__, name, said, ["weights"])
         sizes = [] if input_size is None or input_size == "weights" else _sides(input_size)
         for name, values in (
             *(("num_classes", [num_classes]), ("in_channels", [in_channels])),
