@@ -39,8 +39,8 @@ _FOLLOWED = (2, 6)  # the Lightning whose epoch loop this follows
 class SeveralSteps(TechniqueCallback):
     """Lets the Trainer make one step of its own in so many; those between cost little more than in a loop by hand.
 
-    For small networks and small batches, where the half millisecond that a step of the Trainer costs beside the computation
-    counts. Results are the same to the bit, on any LightningModule: every batch is an optimizer step of its own, with its
+    For small networks and small batches, where the fixed time that a step of the Trainer costs beside the computation counts.
+    Results are the same to the bit, on any LightningModule: every batch is an optimizer step of its own, with its
     augmentation, schedules, penalties, clipping, averages and counters, and ``global_step``, ``max_steps``, validations, logs
     and checkpoints are where they are without. A checkpoint does not tell whether this was attached; a run may be resumed
     with it, without it, or with another number.
@@ -55,8 +55,8 @@ class SeveralSteps(TechniqueCallback):
     and the gain is smaller.
 
     Args:
-        steps_per_execution: How many optimizer steps there are for one of the Trainer's own. With 10, what is left of the
-            Trainer's fixed cost is a tenth, and a progress bar moves in steps of 10.
+        steps_per_execution: How many optimizer steps there are for one of the Trainer's own. With 10, most of what can be
+            spared is spared, and a progress bar moves in steps of 10.
 
     Raises:
         ConfigurationError: If the ``training_step`` takes the iterator of the data loader, or there are two of these.
