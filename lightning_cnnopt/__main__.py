@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lightning_cnnopt._version import __version__
 
 USAGE = """\
-usage: cnnopt [--debug] {fit,validate,test,predict,profile,lr_find} [options]
+usage: cnnopt [--debug] {fit,validate,test,predict,profile,lr_find,show} [options]
 
 Trains and measures image classifiers with PyTorch Lightning; techniques are named in YAML.
 
@@ -20,10 +20,12 @@ commands:
   predict    write a CSV of class names and probabilities
   profile    measure each layer: cnnopt profile -c configs/quickstart.yaml
   lr_find    suggest learning rates: cnnopt lr_find -c configs/quickstart.yaml --max_lr 1
+  show       draw what training sees:    cnnopt show -c configs/quickstart.yaml
 
 options of every command:
   -c, --config FILE      YAML; may be given several times, later files win
   --print_config         print the whole configuration and leave
+  --tta flip             validate, test, predict: the mean over the image and its mirror image
   --ckpt_path FILE       fit: resume from it; the others: measure it
   --trainer.FLAG VALUE   any flag of Lightning's Trainer
   --model.ARG, --data.ARG and `cnnopt COMMAND --help` for everything else

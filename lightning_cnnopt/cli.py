@@ -1,4 +1,4 @@
-"""``cnnopt fit | validate | test | predict | profile | lr_find``: arguments to calls, nothing else."""
+"""``cnnopt fit | validate | test | predict | profile | lr_find | show``: arguments to calls, nothing else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_cnnopt import callbacks as _callbacks  # noqa: F401 - short names resolve among imported classes
 from lightning_cnnopt import data as _data  # noqa: F401
 from lightning_cnnopt.analysis import RunReport, WritePredictions, locations, write_range_test
+from lightning_cnnopt.augmentation import AverageViews
+from lightning_cnnopt.augmentation.test_time import Stage, ViewSet
 from lightning_cnnopt.commands import CommandTrainer
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError, check_choice, check_range
@@ -59,7 +62,7 @@ class CnnoptCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the commands, and the arguments of each that are not the user's to give."""
-        return LightningCLI.subcommands() | {"profile": {"model", "datamodule"}, "lr_find": {"model", "datamodule"}}
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("profile", "lr_find", "show")}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         # Lightning makes a parser with every flag for each command; one is run, and the others cost start-up time
@@ -73,6 +76,11 @@ class CnnoptCLI(LightningCLI):
         """Add this project's own arguments, and the links from data to model."""
         parser.add_argument("--name", type=str | None, help="Name of the run; by default that of the first config file.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint when fit is done.")
+        about = "Test-time augmentation: mean probabilities over views. Of validate, test, predict, and of test_after_fit."
+        parser.add_argument("--tta", type=ViewSet | None, help=about)
+        if self._arguments[0] not in _RUNS:
+            for name in ("ckpt_path", "weights_only"):  # a config that a fit left holds them, and says nothing there
+                parser.add_argument(f"--{name}", type=type(None), default=None, help=SUPPRESS)
         parser.set_defaults({"model": {"class_path": "lightning_cnnopt.ImageClassifier"}})
         for name in _FROM_DATA:
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=_reader(name), apply_on="instantiate")
@@ -89,7 +97,9 @@ class CnnoptCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         _check_ranges(config)
-        if self.config.subcommand in ("fit", "lr_find") and config.trainer.limit_train_batches == 0:
+        if self.config.subcommand == "fit" and config.tta and not config.test_after_fit:
+            raise ConfigurationError(f"tta={config.tta} is for what is measured after training; add test_after_fit: true.")
+        if self.config.subcommand in ("fit", "lr_find", "show") and config.trainer.limit_train_batches == 0:
             raise ConfigurationError("trainer.limit_train_batches=0 leaves nothing to train on.")
 
     def _parse_ckpt_path(self) -> None:
@@ -125,6 +135,8 @@ class CnnoptCLI(LightningCLI):
         if self.subcommand not in _RUNS:
             kwargs |= {"logger": False, "enable_model_summary": False, "enable_progress_bar": False}
             kwargs["enable_checkpointing"] = _has(callbacks, ModelCheckpoint)
+            if self.subcommand == "show":
+                kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         elif config["logger"] is None or config["logger"] is True:
             place: dict[str, Any] = {
                 "save_dir": root,
@@ -139,6 +151,8 @@ class CnnoptCLI(LightningCLI):
                 callbacks.append(self._checkpoint())
             if config["logger"] is not False and not _has(callbacks, LearningRateMonitor):
                 callbacks.append(LearningRateMonitor(logging_interval="step"))
+        if (views := self._get(self.config, "tta")) and self.subcommand in _RUNS:
+            callbacks.append(AverageViews(views, stages=[_averaged_stage(self.subcommand)]))
         if self.subcommand == "predict" and not _has(callbacks, WritePredictions):
             callbacks.append(WritePredictions())
         if not _has(callbacks, RunReport):
@@ -152,7 +166,7 @@ class CnnoptCLI(LightningCLI):
         """Find the run's directory; every rank takes part in asking for it."""
         self.run_directory = Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
-    before_validate = before_test = before_predict = before_profile = before_fit
+    before_validate = before_test = before_predict = before_profile = before_show = before_fit
 
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to, and say where everything is."""
@@ -165,7 +179,7 @@ class CnnoptCLI(LightningCLI):
         """Say where everything is."""
         self._tell()
 
-    after_test = after_predict = after_profile = after_validate
+    after_test = after_predict = after_profile = after_show = after_validate
 
     def lr_find(self, **arguments: Any) -> None:
         """Run the range test, write what it found, and say which rate to use."""
@@ -236,6 +250,10 @@ def _reader(name: str) -> Callable[[Any], Any]:
         return getattr(data, name)
 
     return read
+
+
+def _averaged_stage(subcommand: str) -> Stage:
+    return "validate" if subcommand == "validate" else "predict" if subcommand == "predict" else "test"
 
 
 def _config_paths(arguments: Sequence[str]) -> list[str]:

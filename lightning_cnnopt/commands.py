@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from lightning_cnnopt.analysis import ProfileNetwork
+from lightning_cnnopt.analysis import ProfileNetwork, save_figure, training_images
 from lightning_cnnopt.core.callback import callbacks_of
 from lightning_cnnopt.learning_rate import RangeTest, range_test
 
@@ -34,6 +36,26 @@ class CommandTrainer(Trainer):
         callbacks_of(self)[:] = [one for one in callbacks_of(self) if not isinstance(one, ProfileNetwork)] + [callback]
         self.limit_train_batches = self.limit_val_batches = self.num_sanity_val_steps = 0
         self.fit(model, datamodule=datamodule)
+
+    def show(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        images: int = 8,
+        draws: int = 3,
+    ) -> Path:
+        """Draw what training sees: images as they are stored, and several draws of what becomes of them.
+
+        Nothing is trained. The picture is written as PNG; where targets are mixed, captions say how.
+
+        Args:
+            model: The module.
+            datamodule: Its data.
+            images: At most so many images of the first batch.
+            draws: How often they are augmented and mixed.
+        """
+        path = Path(self.log_dir or self.default_root_dir) / "training_images.png"
+        return save_figure(training_images(self, model, None, datamodule, images, draws).figure(), path)
 
     def lr_find(
         self,

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_cnnopt.activation import SwapActivation
 from lightning_cnnopt.architecture import ConvNet, NetworkFactory, Preprocessing, PublishedNetwork
+from lightning_cnnopt.augmentation.callback import mixing_of
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import SHARDING_STRATEGIES
@@ -90,6 +91,8 @@ class ImageClassifier(OptimizedModule):
         torch.Size([2, 10])
     """
 
+    _network: NetworkFactory | nn.Module
+
     def __init__(
         self,
         network: NetworkFactory | nn.Module = ConvNet,
@@ -132,7 +135,9 @@ class ImageClassifier(OptimizedModule):
         self.task: Task = task
         self.class_names = list(class_names) if class_names is not None else None
         self.initializer: Initializer | None = None if initializer is None else as_initializer(initializer)
-        self._network = network
+        vars(self)["_network"] = (
+            network  # one that is ready-made would be a child beside the one that is trained, and saved twice
+        )
         self._activation = activation
         self._normalization = normalization
         self._metrics = dict(metrics or {})
@@ -243,7 +248,8 @@ class ImageClassifier(OptimizedModule):
         checkpoints.check_network_fits(self)
         known = type(self.criterion).__module__.startswith(("torch.nn.", "lightning_cnnopt."))
         if known and not is_overridden("loss", self, ImageClassifier):
-            checkpoints.check_criterion_fits(self)  # a loss of the user's own may want other targets, such as mixed ones
+            # not for a loss of the user's own: it may want other targets
+            checkpoints.check_criterion_fits(self, mixing_of(self.trainer) if stage == "fit" else None)
         self._norms = special_norms(self.network)
 
     @override

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import csv
 from functools import partial
 
@@ -27,6 +28,7 @@ from lightning_cnnopt.core.spec import factory_of
 from lightning_cnnopt.initialization import Kaiming, XavierNormal
 from lightning_cnnopt.learning_rate import Cosine, ScheduleLearningRate, Step, Warmup
 from lightning_cnnopt.regularization import L2
+from tests.contracts import harness
 from tests.lightning_tools import Killed, RecordRates, SaveAtBatch, assert_same_weights, quiet_trainer, weights_of
 
 SMALL = partial(ConvNet, widths=(4,), depth=1, dense=(8,))
@@ -723,3 +725,15 @@ def test_images_are_not_normalized_twice(tmp_path):
     data = Digits(normalize=True)
     with pytest.raises(ConfigurationError, match="normalizes them again"):
         quiet_trainer().fit(ImageClassifier(**data.model_args()), data)
+
+
+def test_a_ready_made_network_is_in_the_module_once(tmp_path):
+    network = harness.TinyResNet(harness.CLASSES)
+    model = harness.make_model(network=network)
+    assert all(name.startswith("network.") for name, _ in model.named_parameters())
+    fresh = harness.make_model()
+    fresh.load_state_dict(model.state_dict())
+    assert copy.deepcopy(model).configure_network() is not network
+    model.network = harness.TinyResNet(harness.CLASSES)
+    held = {id(parameter) for group in model.configure_optimizers().param_groups for parameter in group["params"]}
+    assert not held & {id(parameter) for parameter in network.parameters()}

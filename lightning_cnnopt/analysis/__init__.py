@@ -14,6 +14,7 @@ from lightning_cnnopt.analysis.predictions import WritePredictions
 from lightning_cnnopt.analysis.profiling import NetworkProfile, ProfileNetwork, profile_network
 from lightning_cnnopt.analysis.range_report import rate_overlay, write_range_test
 from lightning_cnnopt.analysis.report import RunReport, locations, resolved_values
+from lightning_cnnopt.analysis.training_images import TrainingImages, training_images
 
 __all__ = [
     "ClassReport",
@@ -21,6 +22,7 @@ __all__ = [
     "NetworkProfile",
     "ProfileNetwork",
     "RunReport",
+    "TrainingImages",
     "WritePredictions",
     "class_report",
     "locations",
@@ -34,5 +36,6 @@ __all__ = [
     "rate_overlay",
     "resolved_values",
     "save_figure",
+    "training_images",
     "write_range_test",
 ]

@@ -64,12 +64,13 @@ def plot_curves(history: Mapping[str, Curve], steps_per_epoch: float, title: str
     return figure
 
 
-def plot_images(rows: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]] | None = None) -> Figure:
+def plot_images(rows: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]] | None = None, title: str = "") -> Figure:
     """Draw rows of images under each other, such as originals and what training sees of them.
 
     Args:
         rows: By the row's name, images (N, C, H, W), uint8 or floats in [0, 1]; of other than 1 or 3 channels, their mean.
         captions: By the row's name, a text under each image.
+        title: Heading.
 
     Example:
         >>> figure = plot_images({"original": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)})
@@ -78,21 +79,36 @@ def plot_images(rows: Mapping[str, Tensor], captions: Mapping[str, Sequence[str]
     """
     captions = captions or {}
     count = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(1.1 * count + 0.6, 1.35 * len(rows)), layout="constrained")
+    texts = {name: list(captions.get(name, [])) for name in rows}
+    longest = max((len(line) for found in texts.values() for text in found for line in text.splitlines()), default=0)
+    pixels = max(max(images.shape[-2:]) for images in rows.values())
+    # inches: letters of captions are some 0.07 wide and lines 0.16 high, and large images get more room
+    cell, left, top, gap = max(1.1, 0.075 * longest + 0.15, min(2.0, pixels / 100)), 0.35, 0.35 if title else 0.1, 0.12
+    below = {name: 0.16 * max((len(text.splitlines()) for text in found), default=0) + gap for name, found in texts.items()}
+    heights = {name: cell * images.shape[-2] / images.shape[-1] for name, images in rows.items()}
+    width, height = left + cell * count + gap, top + sum(heights.values()) + sum(below.values())
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    for index, (name, images) in enumerate(rows.items()):
-        axes = figure.add_subplot(len(rows), 1, index + 1)
+    if title:
+        figure.suptitle(title, fontsize=9, y=1 - 0.15 / height, va="center")
+    bottom = height - top
+    for name, images in rows.items():
+        bottom -= heights[name]
+        share = len(images) / count
+        axes = figure.add_axes((left / width, bottom / height, cell * count * share / width, heights[name] / height))
+        bottom -= below[name]
         floats = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         if floats.shape[1] not in (1, 3):
             floats = floats.mean(1, keepdim=True)
         grid = make_grid(floats.cpu().clamp(0, 1), nrow=count, padding=1, pad_value=1.0)
         side = images.shape[-1] + 1
-        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_ylabel(name)
+        interpolation = "nearest" if pixels <= 64 else "antialiased"
+        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation=interpolation, aspect="auto")
+        axes.set_ylabel(name, fontsize=9)
         axes.set_yticks([])
-        texts = captions.get(name, [])
-        axes.set_xticks([side * (i + 0.5) for i in range(len(texts))], list(texts), fontsize=8)
-        axes.tick_params(length=0)
+        found = texts[name][: len(images)]
+        axes.set_xticks([side * (i + 0.5) for i in range(len(found))], found, fontsize=8)
+        axes.tick_params(length=0, pad=1)
         for spine in axes.spines.values():
             spine.set_visible(False)
     return figure

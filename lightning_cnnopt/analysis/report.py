@@ -17,8 +17,9 @@ from typing_extensions import override
 
 from lightning_cnnopt.analysis.classes import class_report
 from lightning_cnnopt.analysis.plots import plot_classes, plot_confusion, plot_curves, plot_images, save_figure
+from lightning_cnnopt.analysis.training_images import augmentations_of, captions_of
 from lightning_cnnopt.architecture import WeightsRecord
-from lightning_cnnopt.augmentation import Augmentation, AugmentBatches
+from lightning_cnnopt.augmentation import Augmentation
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of, is_logged
 from lightning_cnnopt.core.rates import FactorLR
@@ -72,9 +73,9 @@ class RunReport(TechniqueCallback):
         rank_zero_info(
             f"Derived, and written to {directory / 'resolved.yaml'}:\n" + "".join(f"  {line}\n" for line in text.splitlines())
         )
-        augmentation = _augmentation(trainer)
-        if self.images > 0 and augmentation is not None:
-            self._draw_augmentation(trainer, augmentation, directory)
+        augmentations = augmentations_of(trainer)
+        if self.images > 0 and augmentations:
+            self._draw_augmentation(trainer, augmentations[0], directory)
 
     @override
     def on_train_batch_end(
@@ -190,20 +191,17 @@ class RunReport(TechniqueCallback):
         if not isinstance(data, ImageDataModule):
             return
         chosen = data.train_set[: self.images]
-        names = list(data.class_names)
         # a stream of its own: looking changes no draw of the training
         preview = Augmentation(augmentation.transforms, augmentation.mixing, augmentation.num_classes)
         preview.stream.name = "preview"
         rows = {"original": chosen.images}
-        captions: dict[str, list[str]] = {}
-        if chosen.targets.ndim == 1 and data.task == "multiclass":
-            captions["original"] = [names[int(target)] for target in chosen.targets]
+        captions = {"original": captions_of(chosen.targets, data.class_names, data.task)}
         for index in range(3):
-            row = f"training {index + 1}"
-            images, targets = read_batch(preview([chosen.images, chosen.targets]))
+            row = f"epoch {index + 1}"
+            images, targets = read_batch(preview([chosen.images, chosen.targets], epoch=index))
             rows[row] = images
-            if targets.ndim == 2 and data.task == "multiclass":
-                captions[row] = [_shares(target, names) for target in targets]
+            if augmentation.mixing is not None:
+                captions[row] = captions_of(targets, data.class_names, data.task)
         save_figure(plot_images(rows, captions), directory / "augmentation.png")
 
 
@@ -280,6 +278,7 @@ def locations(trainer: Trainer, directory: Path) -> list[tuple[str, Path]]:
         "profile, drawn": "profile.png",
         "curves": "curves.png",
         "augmented images": "augmentation.png",
+        "what training sees": "training_images.png",
         "classes (validation)": "classes_val.csv",
         "classes (validation), drawn": "classes_val.png",
         "classes (test)": "classes_test.csv",
@@ -303,17 +302,3 @@ def _describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         for index, group in enumerate(optimizer.param_groups)
     ]
     return {"class": type(optimizer).__name__, "groups": groups}
-
-
-def _augmentation(trainer: Trainer) -> Augmentation | None:
-    candidates = [getattr(getattr(trainer, "datamodule", None), "augmentation", None)]
-    candidates += [callback._augmentation for callback in callbacks_of(trainer) if isinstance(callback, AugmentBatches)]
-    for candidate in candidates:
-        if isinstance(candidate, Augmentation) and (candidate.transforms or candidate.mixing is not None):
-            return candidate
-    return None
-
-
-def _shares(target: Tensor, names: list[str]) -> str:
-    values, indices = target.topk(min(2, len(target)))
-    return "\n".join(f"{names[int(i)]} {float(v):.2f}" for v, i in zip(values, indices, strict=True) if v > 0.005)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import center_crop
 
 from lightning_cnnopt.architecture.functional import binomial_filter, generalized_mean_pool
 from lightning_cnnopt.core.errors import check_range
@@ -121,31 +122,52 @@ class BinomialBlur2d(nn.Module):
 class ResizeImages(nn.Module):
     """Resizes float images on their device, with antialiasing; those of the right size pass unchanged.
 
+    With ``crop``, evaluation sees their centre alone, as torchvision and timm evaluate published weights: the image is resized,
+    in its proportions, until a window of ``size`` is that share of it, and the window in the middle is cut out. In training
+    the whole image is resized all the same.
+
     Args:
         size: Height and width.
         interpolation: ``"bilinear"`` or ``"bicubic"``; for anything else it is bicubic.
+        crop: Share of the sides that evaluation keeps; all of the image if none.
 
     Example:
         >>> ResizeImages((4, 6))(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 1, 4, 6])
     """
 
-    def __init__(self, size: tuple[int, int], interpolation: str = "bilinear") -> None:
+    def __init__(self, size: tuple[int, int], interpolation: str = "bilinear", crop: float | None = None) -> None:
         super().__init__()
         self.size = size
         self.interpolation = interpolation if interpolation == "bilinear" else "bicubic"
+        self.crop = crop
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the images in the size."""
-        if images.shape[2:] == self.size:
-            return images
-        floats = images if images.dtype == torch.float64 else images.float()  # torch has no kernel for less, on every device
-        resized = F.interpolate(floats, self.size, mode=self.interpolation, antialias=True, align_corners=False)
-        return resized.to(images.dtype)
+        if self.crop is None or self.training:
+            return self._resized(images, self.size)
+        return center_crop(self._resized(images, self._around_the_window(images)), list(self.size))
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
-        return f"size={self.size}, interpolation={self.interpolation!r}"
+        cropped = "" if self.crop is None else f", crop={self.crop:g}"
+        return f"size={self.size}, interpolation={self.interpolation!r}{cropped}"
+
+    def _resized(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        if images.shape[2:] == size:
+            return images
+        floats = images if images.dtype == torch.float64 else images.float()  # torch has no kernel for less, on every device
+        resized = F.interpolate(floats, size, mode=self.interpolation, antialias=True, align_corners=False)
+        return resized.to(images.dtype)
+
+    def _around_the_window(self, images: Tensor) -> tuple[int, int]:
+        assert self.crop is not None
+        sides = images.shape[2:]
+        # 224 / 0.875 is 256, and 224 / 0.9 is 248, as torchvision and timm round; 224 / (224 / 232) must not be 231
+        least = [int(side / self.crop + 1e-6) for side in self.size]
+        binding = max((0, 1), key=lambda axis: least[axis] / sides[axis])
+        height, width = (side * least[binding] // sides[binding] for side in sides)
+        return height, width
 
 
 class HeldStatistics(nn.Module):

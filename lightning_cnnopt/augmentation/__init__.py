@@ -1,5 +1,6 @@
-"""Batched transforms with a draw per sample, and mixing."""
+"""Batched transforms with a draw per sample, mixing, and test-time augmentation."""
 
+from lightning_cnnopt.augmentation.alternating import AlternatingFlip
 from lightning_cnnopt.augmentation.callback import AugmentBatches
 from lightning_cnnopt.augmentation.chain import Augment, ColourJitter, Compound
 from lightning_cnnopt.augmentation.functional import (
@@ -30,10 +31,11 @@ from lightning_cnnopt.augmentation.functional import (
     warp,
     window_matrices,
 )
-from lightning_cnnopt.augmentation.mixing import Mixing, MixUp
+from lightning_cnnopt.augmentation.mixing import CutMix, Mixing, MixUp, MixUpOrCutMix
 from lightning_cnnopt.augmentation.pipeline import Augmentation
 from lightning_cnnopt.augmentation.policies import AugMix, RandAugment, TrivialAugmentWide
 from lightning_cnnopt.augmentation.resizing import ScheduleImageSize, scaled_size
+from lightning_cnnopt.augmentation.test_time import AverageViews, TestTimeAugmentation, View
 from lightning_cnnopt.augmentation.transforms import (
     Affine,
     AutoContrast,
@@ -70,16 +72,19 @@ from lightning_cnnopt.augmentation.transforms import (
 __all__ = [
     "OPERATIONS",
     "Affine",
+    "AlternatingFlip",
     "AugMix",
     "Augment",
     "AugmentBatches",
     "Augmentation",
     "AutoContrast",
+    "AverageViews",
     "Brightness",
     "ColOut",
     "ColourJitter",
     "Compound",
     "Contrast",
+    "CutMix",
     "Equalize",
     "Erasing",
     "ExactCopy",
@@ -92,6 +97,7 @@ __all__ = [
     "Inversion",
     "LinearColour",
     "MixUp",
+    "MixUpOrCutMix",
     "Mixing",
     "PaddedCrop",
     "Perspective",
@@ -107,10 +113,12 @@ __all__ = [
     "Sharpness",
     "Shear",
     "Solarize",
+    "TestTimeAugmentation",
     "Transform",
     "Translation",
     "TrivialAugmentWide",
     "VerticalFlip",
+    "View",
     "Zoom",
     "affine_matrices",
     "autocontrast",

@@ -8,13 +8,19 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+from torch.nn.modules.loss import _Loss
 from typing_extensions import override
 
+from lightning_cnnopt.augmentation.alternating import AlternatingFlip, check_alternates, check_repeats
 from lightning_cnnopt.augmentation.mixing import Mixing
 from lightning_cnnopt.augmentation.pipeline import Augmentation
 from lightning_cnnopt.augmentation.transforms import Transform
 from lightning_cnnopt.core.callback import TechniqueCallback, callbacks_of
 from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.randomness import shared_seed
+
+_TAKES_CLASSES_ONLY = (nn.NLLLoss, nn.MultiMarginLoss)
 
 
 class AugmentBatches(TechniqueCallback):
@@ -68,10 +74,19 @@ class AugmentBatches(TechniqueCallback):
                 f"AugmentBatches: {self.mixing!r} needs num_classes=, which neither the data nor the module has."
             )
         self._check_others(trainer)
+        if self.mixing is not None:
+            _check_criteria(pl_module, self.mixing)
         self._augmentation = Augmentation(self.transforms, self.mixing, num_classes)
+        self._augmentation.begin(shared_seed())
         owner: LightningModule | LightningDataModule = pl_module
         if datamodule is not None and is_overridden("on_after_batch_transfer", datamodule):
             owner = datamodule
+        hooked = is_overridden("on_after_batch_transfer", owner) and not hasattr(owner, "augmentation")
+        if hooked and any(isinstance(transform, AlternatingFlip) for transform in self.transforms):
+            rank_zero_warn(
+                f"AlternatingFlip tells images by their pixels, and {type(owner).__name__}.on_after_batch_transfer comes "
+                "before it. If that changes images at random, flips are random, too."
+            )
         self._wrap(trainer, owner, self._augmentation)
 
     @override
@@ -79,6 +94,8 @@ class AugmentBatches(TechniqueCallback):
         if self._state is not None and self._augmentation is not None:
             self._augmentation.load_state_dict(self._state)
             self._state = None
+        if any(isinstance(transform, AlternatingFlip) for transform in self.transforms):
+            check_repeats(trainer.train_dataloader)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,6 +121,7 @@ class AugmentBatches(TechniqueCallback):
             others.append((type(datamodule).__name__, inside))
         callbacks = [callback for callback in callbacks_of(trainer) if isinstance(callback, AugmentBatches)]
         others += [("another AugmentBatches", callback) for callback in callbacks[: callbacks.index(self)]]
+        check_alternates(self.transforms, next((name for name, other in others if other.transforms or other.mixing), None))
         for name, other in others:
             if self.mixing is not None and other.mixing is not None:
                 raise ConfigurationError(
@@ -120,7 +138,7 @@ class AugmentBatches(TechniqueCallback):
 
         def on_after_batch_transfer(batch: Any, dataloader_idx: int) -> Any:
             batch = hook(batch, dataloader_idx)
-            return augmentation(batch) if trainer.training else batch
+            return augmentation(batch, trainer.global_step, trainer.current_epoch) if trainer.training else batch
 
         owner.on_after_batch_transfer = on_after_batch_transfer
         self._owner = owner
@@ -129,3 +147,21 @@ class AugmentBatches(TechniqueCallback):
         if self._owner is not None:
             self._owner.__dict__.pop("on_after_batch_transfer", None)
             self._owner = None
+
+
+def mixing_of(trainer: Trainer) -> Mixing | None:
+    """Return what mixes the training batches of a Trainer: of its data module, or of a callback; ``None`` for nothing."""
+    found = [getattr(getattr(trainer, "datamodule", None), "augmentation", None)]
+    found += [callback for callback in callbacks_of(trainer) if isinstance(callback, AugmentBatches)]
+    return next((one.mixing for one in found if isinstance(one, (Augmentation, AugmentBatches)) and one.mixing), None)
+
+
+def _check_criteria(module: LightningModule, mixing: Mixing) -> None:
+    # of a module that is not ours, which criterion is called with what is not known: one that has no other can't be right
+    losses = [child for child in module.modules() if isinstance(child, _Loss)]
+    of_classes = [loss for loss in losses if isinstance(loss, _TAKES_CLASSES_ONLY)]
+    if losses and losses == of_classes:
+        raise ConfigurationError(
+            f"{type(module).__name__} has the criterion {of_classes[0]!r}, which takes class numbers, and {mixing!r} makes "
+            "targets of probabilities. Take one that has them, such as CrossEntropyLoss, or leave mixing away."
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_cnnopt.augmentation.alternating import AlternatingFlip, check_alternates
 from lightning_cnnopt.augmentation.functional.colours import Recolouring
 from lightning_cnnopt.augmentation.functional.copies import Placement
 from lightning_cnnopt.augmentation.functional.warps import warp
@@ -52,18 +53,32 @@ class Augment:
 
     def __init__(self, transforms: Transform | Sequence[Transform] = (), seed: int | None = None) -> None:
         self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
+        check_alternates(self.transforms)
         self.passes = plan(self.transforms)
         self.stream = Stream("augmentation", seed)
+        self.seed = seed
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, epoch: int | None = None) -> Tensor:
         """Return the transformed images.
 
         Args:
             images: (N, C, H, W), uint8, or floats in [0, 1], on any device; not written to.
+            epoch: Number of the epoch, for ``AlternatingFlip``.
+
+        Raises:
+            ConfigurationError: If ``AlternatingFlip`` is in the chain and the epoch is not given.
         """
         for step in self.passes:
-            images = step(images, self.stream.generator)
+            transform = step.transforms[0]
+            if isinstance(transform, AlternatingFlip):
+                images = transform(images, epoch=_known(epoch), seed=self._coin_seed())
+            else:
+                images = step(images, self.stream.generator)
         return images
+
+    def _coin_seed(self) -> int:
+        self.seed = torch.initial_seed() if self.seed is None else self.seed
+        return self.seed
 
     def explain(self) -> str:
         """Return what is done in how many passes, a line for each."""
@@ -76,11 +91,12 @@ class Augment:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the stream, of every process. Under DDP every one has to call it."""
-        return self.stream.state_dict()
+        return {**self.stream.state_dict(), "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the stream."""
         self.stream.load_state_dict(state)
+        self.seed = state["seed"]
 
 
 class Pass(ABC):
@@ -263,3 +279,9 @@ def _begun(transform: Transform) -> Pass:
         if isinstance(transform, base):
             return kind([transform])
     return Alone([transform])
+
+
+def _known(epoch: int | None) -> int:
+    if epoch is None:
+        raise ConfigurationError("AlternatingFlip needs to know the epoch: give the augmentation epoch=.")
+    return epoch

@@ -32,7 +32,8 @@ class TechniqueCallback(Configurable, Callback):
     """Whether it measures running statistics anew for the weights that are evaluated."""
 
     looks_on: ClassVar[bool] = False
-    """Whether it trains nothing: it reports on a run, keeps its state, or stops it. A range test does without it."""
+    """Whether it trains nothing: it reports on a run, keeps its state, stops it, or spares it time. A range test
+    does without it."""
 
     of_module = False
     """Whether it came with a LightningModule, whose ``own_callbacks`` hold it, and is not for another one on the Trainer."""

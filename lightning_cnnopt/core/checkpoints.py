@@ -195,10 +195,15 @@ def check_network_fits(module: Any) -> None:
         )
 
 
-def check_criterion_fits(module: Any) -> None:
+def check_criterion_fits(module: Any, mixing: object | None = None) -> None:
     """Raise unless the loss is one for the task, takes its logits and targets, and gives one number.
 
-    It runs once on zeros, in evaluation mode. A criterion may say in an attribute ``tasks`` which ones it is for.
+    It runs once on zeros, in evaluation mode, and once more on probabilities where batches are mixed. A criterion may say in
+    an attribute ``tasks`` which ones it is for.
+
+    Args:
+        module: The LightningModule.
+        mixing: What makes targets of probabilities, if something does.
 
     Raises:
         ConfigurationError: Naming criterion, targets and what went wrong.
@@ -220,6 +225,14 @@ def check_criterion_fits(module: Any) -> None:
     try:
         with torch.no_grad():
             loss = module.loss(logits, torch.zeros(shape, dtype=torch.long, device=module.device))
+            if mixing is not None:
+                try:
+                    module.loss(logits, torch.full_like(logits, 1 / classes))
+                except ConfigurationError as error:
+                    raise ConfigurationError(
+                        f"{mixing!r} makes targets of probabilities, and {error}. Take a criterion that has them, such as "
+                        "CrossEntropyLoss, or leave mixing away."
+                    ) from error
     finally:
         module.criterion.train(was_training)
     if loss.ndim:

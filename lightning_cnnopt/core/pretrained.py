@@ -15,15 +15,16 @@ _MARK = "_cnnopt_pretrained"
 _ARGUMENTS = ("weights", "pretrained", "checkpoint_path", "weights_backbone")  # as torchvision and timm call them
 
 
-def mark_pretrained(module: nn.Module, pretrained: bool = True) -> None:
+def mark_pretrained(module: nn.Module, pretrained: bool = True, within: bool = True) -> None:
     """Say that the weights of a module, and of all modules inside it, have been trained; initializers then leave them alone.
 
     What is put in afterwards, such as a new head, is not marked. The marks are copied and pickled with the module; they are
-    no part of its state dict.
+    no part of its state dict. In a config, the edit ``MarkPretrained`` says the same.
 
     Args:
         module: A network, or a part of one.
         pretrained: ``False`` says that the weights may be drawn anew.
+        within: Whether it is said of the modules inside, too.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -32,7 +33,7 @@ def mark_pretrained(module: nn.Module, pretrained: bool = True) -> None:
         >>> is_pretrained(net[0]), is_pretrained(net[1])
         (True, False)
     """
-    for part in module.modules():
+    for part in module.modules() if within else [module]:
         setattr(part, _MARK, pretrained)
 
 
@@ -74,13 +75,15 @@ def refuse_to_overwrite(network: nn.Module, given: object, initializer: object) 
     if loads:
         raise ConfigurationError(
             f"network= makes a {name} with {loads[0]} and initializer={initializer!r} would draw these weights anew. Leave "
-            "one of the two out."
+            "one of the two out, or name the layers to be drawn, such as a new head: edits=[MarkPretrained(but=['fc'])], in "
+            "YAML {class_path: MarkPretrained, init_args: {but: [fc]}}."
         )
     if isinstance(given, nn.Module) or not _is_watched(network):
         raise ConfigurationError(
             f"network= is a ready-made {name}, and initializer={initializer!r} would draw its weights anew, trained or not. "
             "Say which: mark_pretrained(network) of lightning_cnnopt.core keeps them, mark_pretrained(network, False) lets "
-            "them be drawn. Or give what makes a new network: a class, or a functools.partial of one."
+            "them be drawn; among edits, in YAML too, MarkPretrained and MarkPretrained(False). Or give what makes a new "
+            "network: a class, or a functools.partial of one."
         )
 
 

@@ -58,8 +58,9 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken; ranks that did not exist then start anew from the run's seed."""
         states = state["states"]
-        if rank() < len(states):
-            self.generator.set_state(states[rank()].cpu())
+        mine = rank() if self.per_rank else 0
+        if mine < len(states):
+            self.generator.set_state(states[mine].cpu())
 
     def _derived_seed(self, rank: int) -> int:
         seed = torch.initial_seed() if self.seed is None else self.seed

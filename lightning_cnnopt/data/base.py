@@ -133,13 +133,14 @@ class DeviceAugmented(LightningDataModule):
         self._restored = None
         if stage == "fit":
             self._seed = shared_seed()
+            self.augmentation.begin(self._seed)
         if self.trainer is not None and not any(isinstance(c, ResumeRandomState) for c in callbacks_of(self.trainer)):
             callbacks_of(self.trainer).append(ResumeRandomState())
 
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.training:
-            batch = self.augmentation(batch)
+            batch = self.augmentation(batch, self.trainer.global_step, self.trainer.current_epoch)
         if self._normalizes():
             if isinstance(batch, dict):  # a batch to predict has no targets
                 return {**batch, "image": self._normalized(batch["image"])}

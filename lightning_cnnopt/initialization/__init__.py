@@ -1,6 +1,7 @@
 """How weights start."""
 
 from lightning_cnnopt.initialization.callback import InitializeWeights
+from lightning_cnnopt.initialization.edits import MarkPretrained
 from lightning_cnnopt.initialization.functional import (
     delta_orthogonal_,
     dirac_,
@@ -44,6 +45,7 @@ __all__ = [
     "InitializeWeights",
     "Initializer",
     "Kaiming",
+    "MarkPretrained",
     "Normal",
     "PatchWhitening",
     "PriorBias",

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_cnnopt.core.callback import TechniqueCallback, refuse_sharding
-from lightning_cnnopt.core.errors import ConfigurationError, check_range
+from lightning_cnnopt.core.errors import ConfigurationError, check_range, did_you_mean
 from lightning_cnnopt.core.graph import WEIGHTED_LAYERS, NetworkGraph
 from lightning_cnnopt.core.graph.tracing import join
 from lightning_cnnopt.core.parameters import NORMALIZATION_LAYERS, named_weights, split_off
@@ -80,6 +80,8 @@ class LayerWiseRates(TechniqueCallback):
     ) -> None:
         check_range("LayerWiseRates", "decay", decay, 0, 1, low_open=True)
         check_range("LayerWiseRates", "least", least, 0, 1)
+        if layers is not None:
+            _check_patterns(layers)
         self.decay = decay
         self.least = least
         self.layers = None if layers is None else list(layers)
@@ -145,7 +147,7 @@ def network_layers(network: nn.Module, patterns: Sequence[str] | None = None) ->
             each other the outermost counts.
 
     Raises:
-        ConfigurationError: If a pattern matches no module.
+        ConfigurationError: If a pattern matches no module, or there is none.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
@@ -161,17 +163,15 @@ def network_layers(network: nn.Module, patterns: Sequence[str] | None = None) ->
     modules = _in_order_of_use(modules, graph)
     weights = {name for name, _ in named_weights(network, frozen=True)}
     layers: dict[str, list[str]] = {}
-    loose: list[str] = []
     for module in modules:
         inside = [name for name in names if name.startswith(f"{module}.")]
         if weights.intersection(inside):
             layers[module] = inside
         elif layers:
             layers[next(reversed(layers))] += inside
-        else:
-            loose += inside
     held = {name for inside in layers.values() for name in inside}
-    loose = [name for name in names if name not in held]  # parameters of the network itself, such as position embeddings
+    # in front of all layers, or parameters of the network itself, such as position embeddings
+    loose = [name for name in names if name not in held]
     if layers:
         first = next(iter(layers))
         layers[first] = [*loose, *layers[first]]
@@ -284,11 +284,22 @@ def _common_module(names: Sequence[str]) -> str:
     return ".".join(shared or paths[0])
 
 
+def _check_patterns(patterns: Sequence[str]) -> None:
+    if isinstance(patterns, str) or not patterns:
+        raise ConfigurationError(
+            f"layers={patterns!r} must be a list of patterns on names of modules, such as ['stem', 'stage?', 'head'], with at "
+            "least one."
+        )
+
+
 def _by_patterns(network: nn.Module, patterns: Sequence[str]) -> list[str]:
+    _check_patterns(patterns)
     names = [name for name, _ in network.named_modules() if name]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ConfigurationError(f"layers={pattern!r} matches none of {len(names)} modules, such as {names[:3]}.")
+            raise ConfigurationError(
+                f"layers={pattern!r} matches none of {len(names)} modules, such as {names[:3]}.{did_you_mean(pattern, names)}"
+            )
     chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     return [name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)]
 

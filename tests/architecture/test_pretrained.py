@@ -1,3 +1,5 @@
+import argparse
+import http.client
 import http.server
 import pickle
 import sys
@@ -243,6 +245,7 @@ def test_a_web_address_is_fetched_once_and_not_mixed_up_with_another(tmp_path, m
         lambda state: {"model": state},
         lambda state: {f"module.{name}": value for name, value in state.items()},
         lambda state: {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+        lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
     ],
 )
 def test_what_trainers_wrap_weights_in_is_taken_off(wrap, published, tmp_path):
@@ -259,7 +262,7 @@ def test_files_that_hold_no_weights_are_named(published, path, tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({}, tmp_path / "empty.pth")
     torch.save(published, tmp_path / "module.pth")
-    for name in ("cut.pth", "cut.safetensors", "text.pth", "module.pth"):
+    for name in ("cut.pth", "cut.safetensors", "text.pth"):
         with pytest.raises(CheckpointError, match=f"{name}' holds no weights, or is damaged"):
             read_weights(tmp_path / name)
     for name, holds in (("other.pth", "'epoch'"), ("list.pth", "list"), ("empty.pth", "it has")):
@@ -267,6 +270,38 @@ def test_files_that_hold_no_weights_are_named(published, path, tmp_path):
             read_weights(tmp_path / name)
     with pytest.raises(CheckpointError, match=r"gone.pth' does not exist"):
         read_weights(tmp_path / "gone.pth")
+
+
+def test_objects_beside_the_weights_are_named_with_what_to_do(published, tmp_path):
+    torch.save(published, tmp_path / "module.pth")
+    torch.save({"state_dict": published.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "timm.pth")
+    for name, kind in (("module.pth", "torchvision.models.resnet.ResNet"), ("timm.pth", "argparse.Namespace")):
+        with pytest.raises(CheckpointError, match=f"{name}' holds a {kind} beside .* Save the weights alone"):
+            read_weights(tmp_path / name)
+
+
+def test_a_copy_that_is_damaged_is_named_so_that_it_can_be_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: Path(path).write_bytes(b"half"))
+    with pytest.raises(CheckpointError, match=r"It was fetched to .*_x.pth; delete that to fetch it again") as caught:
+        read_weights("https://example.org/x.pth")
+    assert str(next((tmp_path / "checkpoints").iterdir())) in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [http.client.IncompleteRead(b""), urllib.error.URLError("gone"), TimeoutError("late")])
+def test_a_connection_that_breaks_is_no_traceback(error, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(CheckpointError, match=r"x.pth' can't be fetched"):
+        read_weights("https://example.org/x.pth")
+
+
+def test_an_address_that_nobody_fetches_is_no_path():
+    with pytest.raises(CheckpointError, match=r"file='s3://bucket/x\.pth' is an address of another kind"):
+        read_weights("s3://bucket/x.pth")
 
 
 @pytest.mark.parametrize("make", [TorchvisionNetwork, TimmNetwork])
@@ -331,6 +366,8 @@ def test_ones_own_file_has_no_record(make, tmp_path):
     assert make("resnet18").weights_record is None
     with pytest.raises(ConfigurationError, match="input_size='weights'"):
         make("resnet18", file=str(tmp_path / "own.pth"), input_size="weights")
+    with pytest.raises(ConfigurationError, match="crop='weights' needs published weights by name"):
+        make("resnet18", crop="weights")
 
 
 def test_statistics_follow_the_channels():
@@ -354,6 +391,53 @@ def test_timms_interpolation_is_bicubic_where_its_record_says_so(timm_path):
     x = torch.randn(1, 3, 50, 40)
     resized = tv.resize(x, [96, 96], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
     torch.testing.assert_close(net.resize(x), resized)
+
+
+@pytest.mark.parametrize("image_size", [(300, 400), (400, 300), (32, 32), (250, 250)])
+@pytest.mark.parametrize(("name", "weights"), [("resnet18", "IMAGENET1K_V1"), ("resnet50", "IMAGENET1K_V2")])
+def test_evaluation_with_the_crop_of_the_weights_is_that_of_torchvision(name, weights, image_size):
+    net = TorchvisionNetwork(name, weights, image_size=image_size, input_size="weights", crop="weights", load=False).eval()
+    images = torch.rand(2, 3, *image_size)
+    theirs = torchvision.models.get_weight(f"{type(net.body).__name__}{name[6:]}_Weights.{weights}").transforms()(images)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in net.weights_record.statistics(3))
+    torch.testing.assert_close(net.resize((images - mean) / std), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("crop", ["weights", 0.9, 1.0])
+def test_evaluation_with_a_crop_is_that_of_timm(crop):
+    net = TimmNetwork("resnet18", "a1_in1k", image_size=(70, 60), input_size=48, crop=crop, load=False).eval()
+    record = net.weights_record
+    transform = timm.data.create_transform(
+        (3, 48, 48), interpolation=record.interpolation, mean=record.mean, std=record.std, crop_pct=net.resize.crop
+    )
+    image = torch.rand(3, 70, 60)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in record.statistics(3))
+    torch.testing.assert_close(net.resize((image - mean) / std)[0], transform(image), rtol=1e-3, atol=1e-3)
+
+
+def test_training_sees_the_whole_image_whatever_evaluation_keeps():
+    net = TorchvisionNetwork("resnet18", image_size=(40, 30), input_size=20, crop=0.5)
+    x = torch.randn(1, 3, 40, 30)
+    whole = tv.resize(x, [20, 20], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+    torch.testing.assert_close(net.train().resize(x), whole)
+    window = tv.resize(x, [53, 40], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+    torch.testing.assert_close(net.eval().resize(x), tv.center_crop(window, [20, 20]))
+
+
+def test_without_a_crop_evaluation_sees_what_training_does():
+    net = TorchvisionNetwork("resnet18", "IMAGENET1K_V1", image_size=(40, 40), input_size="weights", load=False)
+    x = torch.randn(1, 3, 40, 40)
+    assert torch.equal(net.train().resize(x), net.eval().resize(x))
+    unresized = TorchvisionNetwork("resnet18", "IMAGENET1K_V1", image_size=(40, 40), load=False)
+    assert unresized.resize(x) is x
+
+
+def test_a_crop_alone_keeps_the_size():
+    net = TorchvisionNetwork("resnet18", image_size=(40, 40), crop=0.5).eval()
+    x = torch.randn(1, 3, 40, 40)
+    assert net.train().resize(x) is x
+    assert net.eval().resize(x).shape == x.shape
+    assert not torch.equal(net.resize(x), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -472,6 +556,9 @@ def test_what_was_left_to_a_default_is_stored_by_name(path, timm_path):
         *((make, {"name": "resnet18", "num_classes": 0}, "num_classes=0") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "in_channels": 0}, "in_channels=0") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "input_size": 0}, "input_size=0") for make in (TorchvisionNetwork, TimmNetwork)),
+        (TorchvisionNetwork, {"name": "resnet18", "crop": "weight"}, "crop='weight' is unknown.*Did you mean 'weights'"),
+        (TimmNetwork, {"name": "resnet18", "input_size": "big"}, "input_size='big' is unknown"),
+        *((make, {"name": "resnet18", "crop": 1.5}, "crop=1.5") for make in (TorchvisionNetwork, TimmNetwork)),
         *((make, {"name": "resnet18", "image_size": (8, 0)}, "image_size=0") for make in (TorchvisionNetwork, TimmNetwork)),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else None,

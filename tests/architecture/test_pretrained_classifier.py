@@ -92,6 +92,17 @@ def test_images_are_normalized_by_what_the_weights_were_trained_with(package, ch
     assert torch.equal(loaded.preprocessing.mean, model.preprocessing.mean)
 
 
+def test_a_checkpoint_knows_size_and_crop_of_its_evaluation(files, tmp_path):
+    make, arguments = files["torchvision"]
+    trainer, model = fitted(make, {**arguments, "input_size": 32, "crop": "weights"}, data_of())
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    Path(arguments["file"]).unlink()
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert (loaded.network.resize.size, loaded.network.resize.crop) == ((32, 32), 0.875)
+    images = data_of().test_set.images
+    assert torch.equal(loaded.eval()(images), model.eval()(images))
+
+
 def test_mean_and_deviation_given_by_hand_win(files):
     _, model = fitted(*files["timm"], data_of(), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     assert model.preprocessing.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])

@@ -15,13 +15,16 @@ from lightning_cnnopt.analysis import ProfileNetwork, RunReport, WritePrediction
 from lightning_cnnopt.architecture import BlurPool, CheckpointActivations, EditNetwork, Freeze, SmallImageStem, SqueezeExcite
 from lightning_cnnopt.augmentation import (
     Affine,
+    AlternatingFlip,
     AugmentBatches,
     AugMix,
     AutoContrast,
+    AverageViews,
     Brightness,
     ColourJitter,
     ColOut,
     Contrast,
+    CutMix,
     Equalize,
     Erasing,
     GaussianBlur,
@@ -31,6 +34,7 @@ from lightning_cnnopt.augmentation import (
     Hue,
     Inversion,
     MixUp,
+    MixUpOrCutMix,
     PaddedCrop,
     Perspective,
     Posterize,
@@ -60,6 +64,7 @@ from lightning_cnnopt.initialization import (
     Dirac,
     InitializeWeights,
     Kaiming,
+    MarkPretrained,
     Normal,
     PatchWhitening,
     PriorBias,
@@ -100,7 +105,7 @@ from lightning_cnnopt.normalization import (
     SwapNormalization,
 )
 from lightning_cnnopt.optimizers import EMA, SwitchOptimizerMode
-from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize
+from lightning_cnnopt.parallel import ChannelsLast, CompileNetwork, ScaleRateWithBatchSize, SeveralSteps
 from lightning_cnnopt.regularization import (
     L1,
     L2,
@@ -132,6 +137,7 @@ CASES = {
     "DropBlock": partial(DropBlock, 0.2, 3),
     "DropConnect": partial(DropConnect, 0.2, ["Linear", "Conv2d"]),
     "StochasticDepth": partial(StochasticDepth, 0.5),
+    "MarkPretrained": partial(MarkPretrained, modules=["*conv1", "*bn1"]),
     "CosineHead": CosineHead,
     "XavierUniform": XavierUniform,
     "XavierNormal": XavierNormal,
@@ -172,6 +178,7 @@ CASES = {
     "Warmup": partial(Warmup, Cosine(), "2st", 0.1),
     "Sequence": partial(Sequence, [Step("1st", 0.5), Cosine()], ["2st"]),
     "Plateau": partial(Plateau, "val_loss", patience=0, gamma=0.5, threshold=10.0),
+    "AlternatingFlip": AlternatingFlip,
     "HorizontalFlip": HorizontalFlip,
     "VerticalFlip": VerticalFlip,
     "Rotation": partial(Rotation, 20.0),
@@ -203,6 +210,8 @@ CASES = {
     "RandAugment": RandAugment,
     "AugMix": AugMix,
     "MixUp": partial(MixUp, 0.5),
+    "CutMix": partial(CutMix, 1.0, "batch"),
+    "MixUpOrCutMix": partial(MixUpOrCutMix, 0.5, per="batch", p=0.9),
     "EditNetwork": partial(EditNetwork, SqueezeExcite(reduction=4)),
     "InitializeWeights": partial(InitializeWeights, XavierNormal()),
     "PenalizeWeights": partial(PenalizeWeights, L1(0.01)),
@@ -219,10 +228,12 @@ CASES = {
     "ScheduleMomentum": partial(ScheduleMomentum, CounterCycle(0.5, "2st")),
     "ScheduleWeightDecay": partial(ScheduleWeightDecay, Cosine(), start=0.1, end=0.5),
     "AugmentBatches": partial(AugmentBatches, [HorizontalFlip(), PaddedCrop(1)], mixing=MixUp(0.5), num_classes=4),
+    "AverageViews": partial(AverageViews, [{}, {"horizontal_flip": True, "down": 1}], only_below=0.5),
     "ScheduleImageSize": partial(ScheduleImageSize, Polynomial(), 0.5, 0.25),
     "ScaleRateWithBatchSize": partial(ScaleRateWithBatchSize, 4, warmup="2st"),
     "ChannelsLast": ChannelsLast,
     "CompileNetwork": partial(CompileNetwork, "eager"),
+    "SeveralSteps": partial(SeveralSteps, 3),
     "EMA": partial(EMA, 0.9),
     "SwitchOptimizerMode": SwitchOptimizerMode,
     "ClassWeights": partial(ClassWeights, counts=[1, 2, 3, 4], start="2st"),
@@ -236,6 +247,7 @@ CASES = {
 """A fresh instance by the name of its class."""
 
 WITHOUT_EFFECT_ON_TRAINING = {
+    "AverageViews",
     "Saturation",  # of grey images, which those of the contracts are
     "Greyscale",
     "Hue",
@@ -245,11 +257,13 @@ WITHOUT_EFFECT_ON_TRAINING = {
     "Constant",
     "CompileNetwork",
     "FoldBatchNorm",
+    "MarkPretrained",  # of initializers
     "ResumeRandomState",
     "StopOnDivergence",
     "ProfileNetwork",
     "SwitchOptimizerMode",  # of optimizers that have modes; torch's have none
     "RunReport",
+    "SeveralSteps",
     "WatchActivations",
     "WritePredictions",
 }
@@ -271,6 +285,7 @@ def exported_techniques():
 ALIKE = {
     name
     for name, make in CASES.items()
-    if isinstance(make(), Transform) and name not in ("PaddedCrop", "Rotation", "ColourJitter", "TrivialAugmentWide")
+    if isinstance(make(), Transform)
+    and name not in ("AlternatingFlip", "PaddedCrop", "Rotation", "ColourJitter", "TrivialAugmentWide")
 }
 """Techniques that a run treats to the letter as it treats others that are here: contracts about the run are slow tests."""

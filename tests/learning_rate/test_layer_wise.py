@@ -166,6 +166,19 @@ def test_patterns_choose_the_layers():
         network_layers(torchvision.models.resnet18(), ["layr?"])
 
 
+@pytest.mark.parametrize("layers", ["0", []])
+def test_layers_that_are_no_list_of_patterns_are_refused(layers):
+    with pytest.raises(ConfigurationError, match=r"must be a list of patterns on names of modules"):
+        LayerWiseRates(0.5, layers=layers)
+    with pytest.raises(ConfigurationError, match=r"must be a list of patterns on names of modules"):
+        network_layers(nn.Sequential(nn.Linear(2, 2)), layers)
+
+
+def test_a_pattern_that_matches_nothing_is_told_the_nearest_name():
+    with pytest.raises(ConfigurationError, match=r"matches none of .*Did you mean 'stem'"):
+        network_layers(TinyResNet(4), ["stam"])
+
+
 def test_the_rates_are_written_into_lr_beside_the_decay_of_each_group():
     model = ImageClassifier(
         TinyResNet, 4, layer_decay=0.5, optimizer=partial(torch.optim.AdamW, lr=0.08, weight_decay=0.1), image_size=(8, 8)

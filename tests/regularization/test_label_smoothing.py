@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from lightning_cnnopt import ImageClassifier, TensorData
-from lightning_cnnopt.augmentation import MixUp
+from lightning_cnnopt.augmentation import CutMix, MixUp, MixUpOrCutMix
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.imbalance import ClassWeights
 from tests.lightning_tools import quiet_trainer
@@ -46,7 +46,11 @@ class Losses(Callback):
         self.pairs.append((float(outputs["loss"]), float(self.expected), self.mixed))
 
 
-@pytest.mark.parametrize("mixing", [None, MixUp(0.5)], ids=["hard targets", "mixed"])
+@pytest.mark.parametrize(
+    "mixing",
+    [None, MixUp(0.5), CutMix(), MixUpOrCutMix(per="batch")],
+    ids=["hard targets", "blended", "cut", "either"],
+)
 @pytest.mark.parametrize("weights", [[], [ClassWeights()]], ids=["plain", "class weights"])
 def test_the_training_loss_is_that_of_smoothed_targets(mixing, weights):
     images = torch.randint(0, 256, (24, 1, 4, 4), dtype=torch.uint8)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from lightning_cnnopt.architecture.layers import ResizeImages
 from lightning_cnnopt.architecture.pretrained.record import WeightsRecord
-from lightning_cnnopt.core.errors import ConfigurationError, check_range
+from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 from lightning_cnnopt.core.pretrained import mark_pretrained
 
 Argument: TypeAlias = bool | int | float | str | None
 InputSize: TypeAlias = int | tuple[int, int] | Literal["weights"] | None
+Crop: TypeAlias = float | Literal["weights"] | None
 
 
 class PublishedNetwork(nn.Module):
@@ -35,7 +36,12 @@ class PublishedNetwork(nn.Module):
         """Return the logits of normalized images (N, C, H, W)."""
         return self.body(self.resize(images))
 
-    def _check(self, num_classes: int, in_channels: int, image_size: tuple[int, int], input_size: InputSize) -> None:
+    def _check(
+        self, num_classes: int, in_channels: int, image_size: tuple[int, int], input_size: InputSize, crop: Crop
+    ) -> None:
+        for name, said in (("input_size", input_size), ("crop", crop)):
+            if isinstance(said, str):
+                check_choice(type(self).__name__, name, said, ["weights"])
         sizes = [] if input_size is None or input_size == "weights" else _sides(input_size)
         for name, values in (
             *(("num_classes", [num_classes]), ("in_channels", [in_channels])),
@@ -43,6 +49,8 @@ class PublishedNetwork(nn.Module):
         ):
             for value in values:
                 check_range(type(self).__name__, name, value, 1)
+        if crop is not None and crop != "weights":
+            check_range(type(self).__name__, "crop", crop, 0, 1, low_open=True)
 
     def _finish(
         self,
@@ -50,6 +58,7 @@ class PublishedNetwork(nn.Module):
         record: WeightsRecord | None,
         image_size: tuple[int, int],
         input_size: InputSize,
+        crop: Crop,
         rebuilt_with: dict[str, Argument],
     ) -> None:
         self.body = body
@@ -58,12 +67,24 @@ class PublishedNetwork(nn.Module):
         self.class_names = None
         size = self._size(image_size, input_size, record)
         interpolation = record.interpolation if record is not None else "bilinear"
-        self.resize = nn.Identity() if size == tuple(image_size) else ResizeImages(size, interpolation)
+        share = self._share(crop, record)
+        is_needed = share is not None or size != tuple(image_size)
+        self.resize = ResizeImages(size, interpolation, share) if is_needed else nn.Identity()
         if record is not None and size != record.size:
             rank_zero_info(
                 f"{type(self).__name__}: its weights were trained on images of {record.size[0]}x{record.size[1]} and see "
                 f"{size[0]}x{size[1]}; input_size: weights resizes them."
             )
+
+    def _share(self, crop: Crop, record: WeightsRecord | None) -> float | None:
+        if crop != "weights":
+            return crop
+        if record is None:
+            raise ConfigurationError(
+                f"{type(self).__name__}: crop='weights' needs published weights by name, which state a crop; give a number, "
+                "such as 0.875."
+            )
+        return record.crop
 
     def _size(self, image_size: tuple[int, int], input_size: InputSize, record: WeightsRecord | None) -> tuple[int, int]:
         if input_size is None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
@@ -17,6 +20,7 @@ from lightning_cnnopt.core.checkpoints import describe_difference
 from lightning_cnnopt.core.errors import CheckpointError
 
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel, DDP and torch.compile put in front of every name
+_NAMED_OBJECT = re.compile(r"GLOBAL (\S+) was not an allowed global")  # of torch, where weights_only meets an object
 
 
 def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -27,7 +31,7 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
             taken from the folder of ``torch.hub`` from then on.
 
     Raises:
-        CheckpointError: If the file is missing, can't be fetched, or holds no weights.
+        CheckpointError: If the file is missing, can't be fetched, holds no weights, or objects that only its own program reads.
     """
     path = _local(str(source))
     if not path.is_file():
@@ -37,8 +41,15 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # zip, pickle, torch and safetensors all have their own
+        named = _NAMED_OBJECT.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if named is not None:
+            raise CheckpointError(
+                f"file={str(source)!r} holds a {named[1]} beside or in place of weights by name, and reading it would run "
+                "code. Save the weights alone, with the program that wrote it: torch.save(model.state_dict(), path)."
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"file={str(source)!r} holds no weights, or is damaged: {reason}") from error
+        copy = f" It was fetched to {path}; delete that to fetch it again." if _is_web(str(source)) else ""
+        raise CheckpointError(f"file={str(source)!r} holds no weights, or is damaged: {reason.rstrip('.')}.{copy}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -46,9 +57,8 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
         keys = ", ".join(map(repr, list(content)[:3])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"file={str(source)!r} holds no weights by name; it has {keys}.")
     weights = dict(content)
-    for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in weights)), None):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
 
@@ -97,7 +107,11 @@ def _local(source: str) -> Path:
     parsed = urlparse(source)
     if parsed.scheme == "file":
         return Path(url2pathname(parsed.path))
-    if parsed.scheme not in ("http", "https"):
+    if not _is_web(source):
+        if "://" in source:
+            raise CheckpointError(
+                f"file={source!r} is an address of another kind; expected a path, http://, https:// or file://."
+            )
         return Path(source).expanduser()
     # torch.hub would name the copy by its last part alone, and take one address's model.pth for another's
     name = f"{hashlib.sha256(source.encode()).hexdigest()[:12]}_{Path(parsed.path).name}"
@@ -106,9 +120,13 @@ def _local(source: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(source, str(path), progress=False)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise CheckpointError(f"file={source!r} can't be fetched: {error}.") from error
     return path
+
+
+def _is_web(source: str) -> bool:
+    return urlparse(source).scheme in ("http", "https")
 
 
 def _load_torch(path: Path) -> object:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_cnnopt.architecture.pretrained.base import Argument, InputSize, PublishedNetwork, call_builder
+from lightning_cnnopt.architecture.pretrained.base import Argument, Crop, InputSize, PublishedNetwork, call_builder
 from lightning_cnnopt.architecture.pretrained.files import fit_weights, read_weights
 from lightning_cnnopt.architecture.pretrained.record import WeightsRecord
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError, did_you_mean
@@ -30,6 +30,8 @@ class TimmNetwork(PublishedNetwork):
         image_size: Height and width of an image.
         input_size: What images are resized to on the device: a side or height and width, or ``"weights"`` for what the
             weights were trained on. By default they stay as they are.
+        crop: Share of the sides that evaluation keeps of an image's centre, resized in its proportions: a number, or
+            ``"weights"`` for what theirs were evaluated with. By default evaluation sees the whole image, as training does.
         arguments: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
         load: Whether to read the weights. A checkpoint sets it to false, since it holds them.
 
@@ -56,11 +58,12 @@ class TimmNetwork(PublishedNetwork):
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
         input_size: InputSize = None,
+        crop: Crop = None,
         arguments: Mapping[str, Argument] | None = None,
         load: bool = True,
     ) -> None:
         super().__init__()
-        self._check(num_classes, in_channels, image_size, input_size)
+        self._check(num_classes, in_channels, image_size, input_size, crop)
         try:
             import timm
         except ImportError as error:
@@ -96,7 +99,7 @@ class TimmNetwork(PublishedNetwork):
         rebuilt_with: dict[str, Argument] = {"load": False}
         if record is not None and config is not None:
             rebuilt_with |= {"name": architecture, "pretrained": config["tag"]}
-        self._finish(body, record, image_size, input_size, rebuilt_with)
+        self._finish(body, record, image_size, input_size, crop, rebuilt_with)
         own: dict[str, Any] = getattr(body, "pretrained_cfg", {})
         head, stem = _names(own.get("classifier")), _names(own.get("first_conv"))
         if load and file is not None:

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from lightning_cnnopt.architecture.pretrained.base import Argument, InputSize, PublishedNetwork, call_builder
+from lightning_cnnopt.architecture.pretrained.base import Argument, Crop, InputSize, PublishedNetwork, call_builder
 from lightning_cnnopt.architecture.pretrained.files import fit_weights, read_weights
 from lightning_cnnopt.architecture.pretrained.record import WeightsRecord
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError, did_you_mean
@@ -39,6 +39,8 @@ class TorchvisionNetwork(PublishedNetwork):
         image_size: Height and width of an image.
         input_size: What images are resized to on the device: a side or height and width, or ``"weights"`` for what the
             weights were trained on. By default they stay as they are.
+        crop: Share of the sides that evaluation keeps of an image's centre, resized in its proportions: a number, or
+            ``"weights"`` for what theirs were evaluated with. By default evaluation sees the whole image, as training does.
         arguments: Further arguments of torchvision's builder.
         load: Whether to read the weights. A checkpoint sets it to false, since it holds them.
 
@@ -64,11 +66,12 @@ class TorchvisionNetwork(PublishedNetwork):
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
         input_size: InputSize = None,
+        crop: Crop = None,
         arguments: Mapping[str, Argument] | None = None,
         load: bool = True,
     ) -> None:
         super().__init__()
-        self._check(num_classes, in_channels, image_size, input_size)
+        self._check(num_classes, in_channels, image_size, input_size, crop)
         names = torchvision.models.list_models(module=torchvision.models)
         if name not in names:
             raise ConfigurationError(
@@ -96,7 +99,7 @@ class TorchvisionNetwork(PublishedNetwork):
         rebuilt_with: dict[str, Argument] = {"load": False}
         if published is not None:
             rebuilt_with["weights"] = published.name
-        self._finish(body, record, image_size, input_size, rebuilt_with)
+        self._finish(body, record, image_size, input_size, crop, rebuilt_with)
         if loads:
             told = f"file={file!r}" if file is not None else f"weights={weights!r}"
             keeps_head = fit_weights(body, _read(name, published, file), [head], [stem], f"{told} and {name}")
