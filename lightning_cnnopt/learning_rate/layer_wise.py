@@ -170,8 +170,7 @@ def network_layers(network: nn.Module, patterns: Sequence[str] | None = None) ->
         elif layers:
             layers[next(reversed(layers))] += inside
     held = {name for inside in layers.values() for name in inside}
-    # in front of all layers, or parameters of the network itself, such as position embeddings
-    loose = [name for name in names if name not in held]
+    loose = [name for name in names if name not in held]  # in front of all layers, or of the network itself
     if layers:
         first = next(iter(layers))
         layers[first] = [*loose, *layers[first]]
@@ -286,10 +285,7 @@ def _common_module(names: Sequence[str]) -> str:
 
 def _check_patterns(patterns: Sequence[str]) -> None:
     if isinstance(patterns, str) or not patterns:
-        raise ConfigurationError(
-            f"layers={patterns!r} must be a list of patterns on names of modules, such as ['stem', 'stage?', 'head'], with at "
-            "least one."
-        )
+        raise ConfigurationError(f"layers={patterns!r} must be a list of patterns on names of modules, with at least one.")
 
 
 def _by_patterns(network: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -297,9 +293,8 @@ def _by_patterns(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     names = [name for name, _ in network.named_modules() if name]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ConfigurationError(
-                f"layers={pattern!r} matches none of {len(names)} modules, such as {names[:3]}.{did_you_mean(pattern, names)}"
-            )
+            near = did_you_mean(pattern, names)
+            raise ConfigurationError(f"layers={pattern!r} matches none of {len(names)} modules, such as {names[:3]}.{near}")
     chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     return [name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)]
 
