@@ -13,7 +13,7 @@ from lightning_cnnopt._version import __version__
 if TYPE_CHECKING:
     from lightning_cnnopt.architecture import ConvNet
     from lightning_cnnopt.core import CnnoptError
-    from lightning_cnnopt.data import Digits, FashionMNIST, ImageDataModule, ResidentLoader, TensorData
+    from lightning_cnnopt.data import Digits, FashionMNIST, ImageDataModule, ImageFolder, ResidentLoader, TensorData
     from lightning_cnnopt.module import ImageClassifier
 
 _LAZY = {
@@ -23,6 +23,7 @@ _LAZY = {
     "FashionMNIST": "data",
     "ImageClassifier": "module",
     "ImageDataModule": "data",
+    "ImageFolder": "data",
     "ResidentLoader": "data",
     "TensorData": "data",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "FashionMNIST",
     "ImageClassifier",
     "ImageDataModule",
+    "ImageFolder",
     "ResidentLoader",
     "TensorData",
     "__version__",

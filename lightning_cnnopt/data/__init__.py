@@ -1,6 +1,7 @@
 """Data modules and loaders."""
 
 from lightning_cnnopt.data.datamodule import ImageDataModule
+from lightning_cnnopt.data.folder import ImageFolder, read_image
 from lightning_cnnopt.data.image_set import ImageSet
 from lightning_cnnopt.data.long_tail import long_tail
 from lightning_cnnopt.data.resident import ResidentLoader
@@ -17,9 +18,11 @@ __all__ = [
     "FashionMNIST",
     "HuggingFaceImages",
     "ImageDataModule",
+    "ImageFolder",
     "ImageSet",
     "ResidentLoader",
     "TensorData",
     "WebDatasetImages",
     "long_tail",
+    "read_image",
 ]

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_cnnopt.augmentation import Mixing, Transform
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range
-from lightning_cnnopt.core.randomness import Stream
+from lightning_cnnopt.core.randomness import ContinuedLoader, Stream
 from lightning_cnnopt.data.balance import is_weighed, report_counts
 from lightning_cnnopt.data.base import DeviceAugmented
 from lightning_cnnopt.data.image_set import ImageSet, channel_statistics, check_set
@@ -116,12 +116,16 @@ class ImageDataModule(DeviceAugmented):
         self.on_device = on_device
         self._sets: dict[str, ImageSet] = {}
         self._on_device: dict[str, ImageSet] = {}
-        self._loader: ResidentLoader | None = None
+        self._loader: ContinuedLoader | None = None
         self._has_reported = False
 
     @abstractmethod
     def load(self, split: Literal["train", "test"]) -> ImageSet | None:
         """Return all samples of a split; ``None`` for a test split that does not exist."""
+
+    def load_val(self) -> ImageSet | None:
+        """Return the validation samples, where the data has some of its own; nothing is split off then."""
+        return None
 
     @property
     def train_set(self) -> ImageSet:
@@ -221,7 +225,7 @@ class ImageDataModule(DeviceAugmented):
             # reload_dataloaders_every_n_epochs, or a Trainer that goes on with a second fit
             former = self.trainer.train_dataloader
             former = self._loader if former is None else former
-            if isinstance(former, ResidentLoader):
+            if isinstance(former, ContinuedLoader):
                 loader.load_state_dict(former.state_dict())
         return loader
 
@@ -267,7 +271,9 @@ class ImageDataModule(DeviceAugmented):
         name = type(self).__name__
         data = self._checked(loaded, "training")
         held_out: Tensor | None = None
-        if self.folds is not None:
+        if (own := self.load_val()) is not None:
+            self._sets["val"] = self._checked(own, "validation")
+        elif self.folds is not None:
             held_out = held_out_fold(data.targets, self.folds, self.fold, self.split_seed, name)
         elif self.val_size:
             held_out = held_out_part(data.targets, self.val_size, self.split_seed, name)

@@ -239,6 +239,8 @@ def _data_set(trainer: Trainer) -> tuple[Any, Any]:
     data = getattr(loader, "dataset", None)
     if data is None and hasattr(loader, "images") and hasattr(loader, "targets"):  # our resident loader
         data = TensorDataset(loader.images, loader.targets)
+        if getattr(loader, "places", None) is not None:  # a part of what it refers to, without the rest that validates
+            data = Subset(data, loader.places.tolist())
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise ConfigurationError(
             f"PreciseBN can't draw from {type(loader).__name__}: it has no data set with a length and samples by index. Call "

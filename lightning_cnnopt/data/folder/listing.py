@@ -1,0 +1,183 @@
+"""Which images there are, and what class each is of: from the names of folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from lightning_cnnopt.core.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Files:
+    """The images of one split.
+
+    Args:
+        root: The folder that their names are relative to.
+        names: Of the files, with slashes.
+        targets: One of each.
+    """
+
+    root: Path
+    names: list[str]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of names, sizes and times of change, another one as soon as a file is added, removed, renamed or edited.
+
+        Raises:
+            DataError: If a file is missing.
+        """
+        digest = hashlib.sha256()
+        for name in self.names:
+            try:
+                found = os.stat(self.root / name)
+            except OSError as error:
+                raise DataError(f"{self.root / name} can't be read: {error.strerror}.") from error
+            digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass
+class Listing:
+    """All images of a data set.
+
+    Args:
+        classes: Names of the classes, in the order of their numbers.
+        splits: The images of ``"train"``, and of ``"val"`` and ``"test"`` where there are some.
+    """
+
+    classes: list[str]
+    splits: dict[str, Files] = field(default_factory=dict)
+
+
+def list_folders(root: Path) -> Listing:
+    """List ``root/train/CLASS/…`` with ``root/test/…`` and ``root/val/…``, or else ``root/CLASS/…``, all of it training data.
+
+    Classes and files are in torchvision's order: by name. What begins with a dot is left out.
+
+    Raises:
+        DataError: If the folder is missing or empty, a class folder has no images, there is one class only, or a split has a
+            class that the training split has not.
+    """
+    check_folder(root)
+    inside = _folders(root)
+    if "train" not in inside:
+        if stray := [split for split in SPLITS if split in inside]:
+            raise DataError(f"ImageFolder: {root} has {stray[0]}/ but no train/; expected train/CLASS/… beside it.")
+        classes, files = _classes_of(root, root, None)
+        return Listing(classes, {"train": files})
+    if unused := [name for name in inside if name not in SPLITS]:
+        rank_zero_warn(
+            f"ImageFolder: of {root} only train/, val/ and test/ are used, and not {', '.join(f'{name}/' for name in unused)}."
+        )
+    classes, files = _classes_of(root, root / "train", None)
+    splits = {"train": files}
+    for split in ("val", "test"):
+        if split in inside:
+            splits[split] = _classes_of(root, root / split, classes)[1]
+    return Listing(classes, splits)
+
+
+def check_folder(root: Path) -> None:
+    """Raise if there is no such folder.
+
+    Raises:
+        DataError: Naming it.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"ImageFolder: root={str(root)!r} {what}; expected a folder.")
+
+
+def check_classes(classes: list[str], known: list[str] | None, where: str) -> None:
+    """Raise if there are too few classes, or some that the training split has not.
+
+    Raises:
+        DataError: Naming them.
+    """
+    if known is None and len(classes) == 1:
+        raise DataError(f"ImageFolder: {where} holds one class only, {classes[0]!r}; there is nothing to tell apart.")
+    if known is not None and (unknown := sorted(set(classes) - set(known))):
+        raise DataError(
+            f"ImageFolder: {where} has {_listed(unknown)}, which the training split has not; its classes are {_listed(known)}."
+        )
+
+
+def check_classes_left(classes: list[str], targets: list[int]) -> None:
+    """Raise if a class has lost all of its training images.
+
+    Raises:
+        DataError: Naming it.
+    """
+    present = set(targets)
+    for number, name in enumerate(classes):
+        if number not in present:
+            raise DataError(f"ImageFolder: all images of the class {name!r} in train are broken.")
+
+
+def _classes_of(root: Path, folder: Path, known: list[str] | None) -> tuple[list[str], Files]:
+    classes = _folders(folder)
+    if not classes:
+        raise DataError(
+            f"ImageFolder: {folder} has no folder of a class in it, {_content(os.listdir(folder))}; expected CLASS/*.jpg, "
+            "or train/CLASS/*.jpg with test/CLASS/*.jpg. Labels from a table are given by labels=table.csv."
+        )
+    check_classes(classes, known, str(folder))
+    names: list[str] = []
+    targets: list[int] = []
+    for name in classes:
+        found, other = _images(root, folder / name)
+        if not found:
+            raise DataError(
+                f"ImageFolder: {folder / name} is a class without images, {_content(other)}; expected files that end in "
+                f"{', '.join(IMG_EXTENSIONS)}. Fill it or remove it."
+            )
+        names += found
+        targets += [(known or classes).index(name)] * len(found)
+    return classes, Files(root, names, torch.tensor(targets))
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(root: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Return the images below a folder in torchvision's order, and the names of other files."""
+    images: list[str] = []
+    other: list[str] = []
+    for place, _, names in sorted(os.walk(folder, followlinks=True)):
+        if any(part.startswith(".") for part in Path(place).relative_to(folder).parts):
+            continue
+        for name in sorted(names):
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                images.append((Path(place) / name).relative_to(root).as_posix())
+            else:
+                other.append(name)
+    return images, other
+
+
+def _content(names: list[str]) -> str:
+    endings = Counter(Path(name).suffix or name for name in names)
+    return f"but {', '.join(f'{n} of {ending}' for ending, n in endings.most_common(3))}" if endings else "nor anything else"
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
