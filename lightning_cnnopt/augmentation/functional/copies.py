@@ -197,8 +197,7 @@ class Placement:
             return images.new_zeros(*images.shape[:2], *self.size)
         if self.reflect or images.device.type != "cpu":
             return like(self._gathered(images), images)
-        copied = self._windows(*self._mirrored(images.contiguous()))
-        return like(self._blanked(copied), images)
+        return like(self._blanked(self._windows(images.contiguous())), images)
 
     def _gathered(self, images: Tensor) -> Tensor:
         count, channels, height, width = images.shape
@@ -208,38 +207,41 @@ class Placement:
         copied = images.flatten(2).gather(2, index.expand(-1, channels, -1)).view(count, channels, *self.size)
         return self._blanked(copied)
 
-    def _mirrored(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images and behind them mirrored copies of those that need it, and which of all each result shows."""
-        count = len(images)
-        parts, shown = [images], torch.arange(count)
-        for mirrored, dims in (
-            ((self.rows.sign > 0) & (self.columns.sign < 0), (-1,)),
-            ((self.rows.sign < 0) & (self.columns.sign > 0), (-2,)),
-            ((self.rows.sign < 0) & (self.columns.sign < 0), (-2, -1)),
-        ):
-            places = mirrored.nonzero().flatten()
-            if len(places):
-                shown[places] = sum(map(len, parts)) + torch.arange(len(places))
-                parts.append(chosen(images, places).flip(dims))
-        return (torch.cat(parts) if len(parts) > 1 else images), shown
-
-    def _windows(self, images: Tensor, shown: Tensor) -> Tensor:
+    def _windows(self, images: Tensor) -> Tensor:
         """Copy each window as one run of memory, from its first pixel to its last; what is outside is any pixel near by."""
-        channels, height, width = images.shape[1:]
+        count, channels, height, width = images.shape
         out_height, out_width = self.size
         top, left = (
             torch.where(axis.sign > 0, axis.start, length - 1 - axis.start)
             for axis, length in ((self.rows, height), (self.columns, width))
         )
+        mirrored, shown = self._mirrored(images)
         first = (shown * channels * height + top) * width + left
         length = (channels - 1) * height * width + (out_height - 1) * width + out_width
-        before, after = max(0, -int(first.min())), max(0, int(first.max()) + length - images.numel())
+        all_there_is = images.numel() + sum(part.numel() for part in mirrored)
+        before, after = max(0, -int(first.min())), max(0, int(first.max()) + length - all_there_is)
         memory = images.reshape(-1)
-        if before or after:
-            memory = torch.cat([memory.new_zeros(before), memory, memory.new_zeros(after)])
+        if mirrored or before or after:  # put together once: what is allocated anew has to be paged in
+            parts = [memory, *(part.reshape(-1) for part in mirrored)]
+            memory = torch.cat([memory.new_zeros(before), *parts, memory.new_zeros(after)])
         runs = memory.as_strided((len(memory) - length + 1, length), (1, 1)).index_select(0, first + before)
         strides = (length, height * width, width, 1)
-        return runs.as_strided((len(runs), channels, out_height, out_width), strides).contiguous()
+        return runs.as_strided((count, channels, out_height, out_width), strides).contiguous()
+
+    def _mirrored(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return mirrored copies of the images that need it, and (N,) which of the images and the copies each result shows."""
+        copies, shown, behind = [], torch.arange(len(images)), len(images)
+        for where, dims in (
+            ((self.rows.sign > 0) & (self.columns.sign < 0), (-1,)),
+            ((self.rows.sign < 0) & (self.columns.sign > 0), (-2,)),
+            ((self.rows.sign < 0) & (self.columns.sign < 0), (-2, -1)),
+        ):
+            places = where.nonzero().flatten()
+            if len(places):
+                shown[places] = torch.arange(behind, behind + len(places))
+                behind += len(places)
+                copies.append(chosen(images, places).flip(dims))
+        return copies, shown
 
     def _blanked(self, copied: Tensor) -> Tensor:
         """Return what was copied with 0 where nothing of the image is."""
