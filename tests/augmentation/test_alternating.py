@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import Callback
 from scipy import stats
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -248,7 +248,7 @@ class Gather(Callback):
 
 def test_two_processes_toss_the_same_coins_as_one(tmp_path):
     def run(**arguments):
-        torch.manual_seed(5)
+        seed_everything(5, verbose=False)  # processes that are started take the seed of the run
         trainer = quiet_trainer(Gather(tmp_path / "seen.pt"), max_epochs=2, **arguments)
         trainer.fit(Seen(), own_data([AlternatingFlip()], batch_size=10 if not arguments else 5))
         return torch.load(tmp_path / "seen.pt")
