@@ -50,7 +50,9 @@ def parse_commands(code):
         assert main(words if asks else [*words, "--print_config"]) == 0, line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem != "README")) for page in PAGES]
+)
 def test_every_block_runs(page, monkeypatch):
     script = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", script)  # classes of a page are stored and found as those of a script

@@ -98,6 +98,7 @@ def test_what_can_not_be_shown_is_one_paragraph(arguments, message, capfd):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_tta_averages_what_is_tested_validated_and_predicted(capfd):
     quick = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--test_after_fit", "false"]
     assert main(["fit", "-c", QUICKSTART, *quick]) == 0

@@ -146,8 +146,14 @@ def test_what_it_adds_is_in_the_optimizer_once_and_trains(name):
         assert added
 
 
-@every_technique
-@pytest.mark.parametrize("accumulate", [1, 2], ids=["every batch", "accumulated"])
+@pytest.mark.parametrize(
+    ("name", "accumulate"),
+    [
+        pytest.param(name, accumulate, id=f"{said}-{name}", marks=[pytest.mark.slow] * (name in ALIKE and accumulate > 1))
+        for name in sorted(CASES)
+        for accumulate, said in ((1, "every batch"), (2, "accumulated"))
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bits(name, accumulate, tmp_path):
     path = str(tmp_path / "half.ckpt")
     arguments = {"max_steps": 8, "accumulate_grad_batches": accumulate, "val_check_interval": 3}
