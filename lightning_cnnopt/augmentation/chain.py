@@ -16,8 +16,9 @@ from lightning_cnnopt.augmentation.functional.copies import Placement
 from lightning_cnnopt.augmentation.functional.warps import warp
 from lightning_cnnopt.augmentation.transforms.base import ExactCopy, Geometric, LinearColour, Transform
 from lightning_cnnopt.augmentation.transforms.colours import Brightness, Contrast, Hue, Saturation
-from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.errors import ConfigurationError, check_range
 from lightning_cnnopt.core.randomness import Stream
+from lightning_cnnopt.core.spec import listed
 
 
 class Augment:
@@ -40,6 +41,9 @@ class Augment:
         transforms: Applied in their order. One alone need not be in a list.
         seed: Of the stream; by default torch's own at the first call.
 
+    Raises:
+        ConfigurationError: If one of them is no :class:`Transform`.
+
     Example:
         >>> from lightning_cnnopt.augmentation import Brightness, Contrast, HorizontalFlip, PaddedCrop
         >>> augment = Augment([HorizontalFlip(), PaddedCrop(4), Brightness(), Contrast()], seed=0)
@@ -52,7 +56,13 @@ class Augment:
     """
 
     def __init__(self, transforms: Transform | Sequence[Transform] = (), seed: int | None = None) -> None:
-        self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
+        self.transforms: list[Transform] = listed(transforms)
+        for transform in self.transforms:
+            if not isinstance(transform, Transform):
+                raise ConfigurationError(
+                    f"{transform!r} is no transform of whole batches; expected instances of lightning_cnnopt.augmentation."
+                    "Transform. What changes one image at a time, as torchvision's do, belongs to the data set."
+                )
         check_alternates(self.transforms)
         self.passes = plan(self.transforms)
         self.stream = Stream("augmentation", seed)
@@ -246,6 +256,8 @@ class ColourJitter(Compound):
         self.saturation = saturation
         self.hue = hue
         self.p = p
+        for name, most in (("brightness", None), ("contrast", None), ("saturation", None), ("hue", 0.5), ("p", 1)):
+            check_range("ColourJitter", name, getattr(self, name), 0, most)
         if not self.parts():
             raise ConfigurationError("ColourJitter: give at least one of brightness, contrast, saturation and hue.")
 

@@ -46,7 +46,7 @@ class TrivialAugmentWide(Transform):
     """
 
     def __init__(self, num_magnitude_bins: int = 31, interpolation: Interpolation = "bilinear") -> None:
-        check_range("TrivialAugmentWide", "num_magnitude_bins", num_magnitude_bins, 2)
+        check_range("TrivialAugmentWide", "num_magnitude_bins", num_magnitude_bins, 2, whole=True)
         check_choice("TrivialAugmentWide", "interpolation", interpolation, get_args(Interpolation))
         self.num_magnitude_bins = num_magnitude_bins
         self.interpolation: Interpolation = interpolation
@@ -88,8 +88,8 @@ class RandAugment(Transform):
         num_magnitude_bins: int = 31,
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        check_range("RandAugment", "num_ops", num_ops, 1)
-        check_range("RandAugment", "num_magnitude_bins", num_magnitude_bins, 2)
+        check_range("RandAugment", "num_ops", num_ops, 1, whole=True)
+        check_range("RandAugment", "num_magnitude_bins", num_magnitude_bins, 2, whole=True)
         check_range("RandAugment", "magnitude", magnitude, 0, num_magnitude_bins - 1)
         check_choice("RandAugment", "interpolation", interpolation, get_args(Interpolation))
         self.num_ops = num_ops
@@ -141,10 +141,10 @@ class AugMix(Transform):
         all_ops: bool = True,
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        check_range("AugMix", "severity", severity, 1, 10)
-        check_range("AugMix", "mixture_width", mixture_width, 1)
+        check_range("AugMix", "severity", severity, 1, 10, whole=True)
+        check_range("AugMix", "mixture_width", mixture_width, 1, whole=True)
         if chain_depth is not None:
-            check_range("AugMix", "chain_depth", chain_depth, 1)
+            check_range("AugMix", "chain_depth", chain_depth, 1, whole=True)
         check_range("AugMix", "alpha", alpha, 0, low_open=True)
         check_choice("AugMix", "interpolation", interpolation, get_args(Interpolation))
         self.severity = severity

@@ -47,6 +47,7 @@ def check_range(
     *,
     low_open: bool = False,
     high_open: bool = False,
+    whole: bool = False,
 ) -> None:
     """Raise unless ``value`` is a number within the bounds.
 
@@ -58,9 +59,10 @@ def check_range(
         high: Greatest value allowed; ``None`` for no bound.
         low_open: Whether ``low`` itself is excluded.
         high_open: Whether ``high`` itself is excluded.
+        whole: Whether it has to be an ``int``, as what counts something.
 
     Raises:
-        ConfigurationError: If ``value`` is no number or out of range.
+        ConfigurationError: If ``value`` is no such number or out of range.
 
     Example:
         >>> check_range("Dropout", "p", 1.5, 0, 1)
@@ -68,7 +70,7 @@ def check_range(
         ...
         lightning_cnnopt.core.errors.ConfigurationError: Dropout: p=1.5 is out of range; expected 0 <= p <= 1.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     too_low = is_number and low is not None and (value <= low if low_open else value < low)
     too_high = is_number and high is not None and (value >= high if high_open else value > high)
     if is_number and value == value and not too_low and not too_high:
@@ -78,7 +80,7 @@ def check_range(
         expected = f"{low} {'<' if low_open else '<='} {expected}"
     if high is not None:
         expected = f"{expected} {'<' if high_open else '<='} {high}"
-    problem = "is out of range" if is_number else "is not a number"
+    problem = "is out of range" if is_number else f"is not a {'whole ' if whole else ''}number"
     raise ConfigurationError(f"{owner}: {name}={value!r} {problem}; expected {expected}.")
 
 

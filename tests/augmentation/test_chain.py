@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms import v2
 
 from lightning_cnnopt.augmentation import (
     Affine,
@@ -33,6 +36,7 @@ from lightning_cnnopt.augmentation import (
     VerticalFlip,
     Zoom,
 )
+from lightning_cnnopt.core.errors import ConfigurationError
 from tests.augmentation.samples import images_of, levels_apart, seeded
 
 COPIES = [HorizontalFlip(), VerticalFlip(), PaddedCrop(2), PaddedCrop(2, "reflect"), Translation(0.2), RandomWindow((9, 10))]
@@ -186,6 +190,13 @@ def test_a_transform_of_ones_own_is_a_pass_or_joins_those_of_its_base():
     images = images_of(3)
     assert torch.equal(Augment(Dim())(images), images // 2)
     assert torch.equal(Strong()(images, seeded(2)), one_by_one([Brightness(0.5), Rotation(5)], images, 2))
+
+
+@pytest.mark.parametrize("other", [HorizontalFlip, v2.RandomHorizontalFlip(), "HorizontalFlip", None])
+def test_what_is_no_transform_is_refused_by_name(other):
+    for transforms in (other, [Rotation(5), other]):
+        with pytest.raises(ConfigurationError, match=f"{re.escape(repr(other))} is no transform of whole batches"):
+            Augment(transforms)
 
 
 def test_the_plan_says_what_is_done_in_how_many_passes():

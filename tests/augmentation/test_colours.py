@@ -144,3 +144,11 @@ def test_what_greyscale_makes_grey_is_torchvisions_and_the_rest_is_untouched():
     assert 10 <= grey.sum() <= 40
     assert levels_apart(result[grey], oracle.rgb_to_grayscale(images[grey], 3)) <= 1
     assert torch.equal(result[~grey], images[~grey])
+
+
+def test_factors_in_double_precision_are_taken_by_a_whole_chain():
+    images, factor = images_of(5), FACTORS.double()
+    single, double = (
+        Recolouring(images).contrast(f).brightness(f).saturation(f).contrast(f).apply() for f in (FACTORS, factor)
+    )
+    assert torch.equal(single, double)

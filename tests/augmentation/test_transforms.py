@@ -13,6 +13,7 @@ from lightning_cnnopt.augmentation import (
     Contrast,
     Equalize,
     Erasing,
+    ExactCopy,
     GaussianBlur,
     GaussianNoise,
     Greyscale,
@@ -241,7 +242,7 @@ def test_a_transform_of_nothing_is_an_exact_copy(transform, dtype):
         (lambda: Brightness(-1), "strength=-1"),
         (lambda: Hue(0.6), "strength=0.6"),
         (lambda: ColourJitter(), "at least one of"),
-        (lambda: ColourJitter(hue=0.7), "strength=0.7"),
+        (lambda: ColourJitter(hue=0.7), "ColourJitter: hue=0.7"),
         (lambda: Posterize((3, 9)), "bits=9"),
         (lambda: Solarize((0.5, 2.0)), "threshold=2.0"),
         (lambda: Sharpness(-0.5), "strength=-0.5"),
@@ -254,6 +255,23 @@ def test_a_transform_of_nothing_is_an_exact_copy(transform, dtype):
         (lambda: TrivialAugmentWide(1), "num_magnitude_bins=1"),
         (lambda: AugMix(severity=11), "severity=11"),
         (lambda: AugMix(alpha=0.0), "alpha=0"),
+        (lambda: ColourJitter(None, 0.4), "ColourJitter: brightness=None is not a number"),
+        (lambda: ColourJitter(p=3), "ColourJitter: p=3"),
+        (lambda: Zoom(0.5), "Zoom: factor=0.5; expected two numbers"),
+        (lambda: Zoom((0.9, "a")), "factor='a' is not a number"),
+        (lambda: RandomWindow((6, 7, 8)), r"RandomWindow: size=\(6, 7, 8\); expected height and width"),
+        (lambda: RandomWindow(6.0), "size=6.0 is not a whole number"),
+        (lambda: ResizedCrop([6]), r"ResizedCrop: size=\[6\]; expected height and width"),
+        (lambda: ResizedCrop((6.5, 6)), "size=6.5 is not a whole number"),
+        (lambda: PaddedCrop(1.5), "padding=1.5 is not a whole number"),
+        (lambda: GaussianBlur(3.5), "kernel_size=3.5 is not a whole number"),
+        (lambda: Posterize((4.5, 7)), "bits=4.5 is not a whole number"),
+        (lambda: RandAugment(2.0), "num_ops=2.0 is not a whole number"),
+        (lambda: RandAugment(num_magnitude_bins=30.5), "num_magnitude_bins=30.5 is not a whole number"),
+        (lambda: TrivialAugmentWide(30.5), "num_magnitude_bins=30.5 is not a whole number"),
+        (lambda: AugMix(severity=2.5), "severity=2.5 is not a whole number"),
+        (lambda: AugMix(mixture_width=2.0), "mixture_width=2.0 is not a whole number"),
+        (lambda: AugMix(chain_depth=2.5), "chain_depth=2.5 is not a whole number"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(make, name):
@@ -273,6 +291,32 @@ def test_arguments_out_of_range_are_refused_by_name(make, name):
 def test_what_an_image_is_too_small_for_is_refused_with_both_sizes(transform, message):
     with pytest.raises(ConfigurationError, match=message):
         transform(images_of(), seeded())
+
+
+@each_transform
+def test_one_image_alone_is_refused(transform):
+    with pytest.raises(DataError):
+        transform(images_of(1)[0], seeded())
+
+
+@pytest.mark.parametrize("transform", [t for t in TRANSFORMS if not isinstance(t, (ExactCopy, ColOut))], ids=repr)
+def test_integers_whose_white_nobody_knows_are_refused(transform):
+    with pytest.raises(DataError, match=r"uint8 or floats in \[0, 1\]; got torch.int64"):
+        transform(spread(8).long(), seeded())
+
+
+@each_transform
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_result_shares_no_memory_with_the_images(transform, count):
+    for seed in range(60):
+        images = spread(count)
+        assert transform(images, seeded(seed)).untyped_storage().data_ptr() != images.untyped_storage().data_ptr()
+
+
+def test_a_part_that_no_allowed_shape_has_room_for_is_a_pixel_high_or_wide_at_least():
+    for ratio, sides in (((100.0, 100.0), (1.0, 8.0)), ((0.01, 0.01), (8.0, 1.0))):
+        _, _, height, width = ResizedCrop(scale=(1.0, 1.0), ratio=ratio).windows(3, (8, 8), seeded())
+        assert (height.tolist(), width.tolist()) == ([sides[0]] * 3, [sides[1]] * 3)
 
 
 @each_transform

@@ -35,6 +35,7 @@ def test_closed_bounds_belong_to_the_range(value):
         (True, {}),
         ("1", {}),
         (None, {}),
+        (1.0, {"whole": True}),
     ],
 )
 def test_what_is_no_number_in_the_range_is_refused(value, options):
@@ -50,6 +51,9 @@ def test_a_bound_of_none_is_no_bound():
 def test_a_range_error_names_owner_argument_value_and_expectation():
     with pytest.raises(ConfigurationError, match=r"Owner: p=7 .*0 <= p < 1"):
         check_range("Owner", "p", 7, 0, 1, high_open=True)
+    check_range("Owner", "count", 7, 0, whole=True)
+    with pytest.raises(ConfigurationError, match=r"Owner: count=7.5 is not a whole number; expected 0 <= count"):
+        check_range("Owner", "count", 7.5, 0, whole=True)
 
 
 def test_a_choice_that_exists_passes():

@@ -51,6 +51,7 @@ class Recolouring:
 
     def contrast(self, factor: Tensor) -> Recolouring:
         """Multiply the distance from the mean grey of each image by ``factor`` (N,)."""
+        factor = factor.float()
         turned = (factor != 1).nonzero().flatten()
         if len(turned) and self.images.numel():
             mean = torch.zeros(len(factor), 1, 1)

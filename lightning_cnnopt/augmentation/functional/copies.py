@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_cnnopt.augmentation.functional.layout import chosen, like
+from lightning_cnnopt.augmentation.functional.layout import check_images, chosen, like
 
 PaddingMode = Literal["constant", "reflect"]
 
@@ -193,6 +193,7 @@ class Placement:
 
     def copy(self, images: Tensor) -> Tensor:
         """Return the result for images (N, C, H, W) of any type; they are not written to."""
+        check_images(images, any_type=True)
         if images.numel() == 0:
             return images.new_zeros(*images.shape[:2], *self.size)
         if self.reflect or images.device.type != "cpu":

@@ -7,8 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_cnnopt.core.errors import DataError
+
 _CACHED = 2**18
 """Levels that are computed with at once on a CPU: as floats, a megabyte."""
+
+
+def check_images(images: Tensor, any_type: bool = False) -> None:
+    """Raise unless ``images`` are a batch of uint8 or floats; of ``any_type``, where they are only copied.
+
+    Raises:
+        DataError: Saying what was given.
+
+    Example:
+        >>> check_images(torch.zeros(3, 8, 8))
+        Traceback (most recent call last):
+        ...
+        lightning_cnnopt.core.errors.DataError: Images ... got torch.float32 of shape (3, 8, 8).
+    """
+    if images.ndim != 4 or not (any_type or images.dtype == torch.uint8 or images.is_floating_point()):
+        raise DataError(
+            "Images to be augmented have to be a batch of shape (N, C, H, W), uint8 or floats in [0, 1]; got "
+            f"{images.dtype} of shape {tuple(images.shape)}."
+        )
 
 
 def highest_level(images: Tensor) -> float:
@@ -87,12 +108,16 @@ def where_changed(
         change: Is given samples and their places, on the CPU, and returns them changed.
         size: Height and width of the result, where it is another one; all samples are changed then.
 
+    Raises:
+        DataError: For images of another shape or type.
+
     Example:
         >>> images = torch.zeros(3, 1, 1, 1)
         >>> changed = where_changed(images, torch.tensor([True, False, True]), lambda part, places: part + 1)
         >>> changed.flatten().tolist()
         [1.0, 0.0, 1.0]
     """
+    check_images(images)
     if images.numel() == 0:
         return images.new_zeros(*images.shape[:2], *(size or images.shape[-2:]))
     everything = size is not None or bool(changed.all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_cnnopt.augmentation.functional.layout import highest_level, like, where_changed
+from lightning_cnnopt.augmentation.functional.layout import check_images, highest_level, like, where_changed
 
 
 def rectangles(top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
@@ -67,6 +67,7 @@ def select(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         >>> select(torch.arange(6).view(1, 1, 2, 3), torch.tensor([[1]]), torch.tensor([[0, 2]])).flatten().tolist()
         [3, 5]
     """
+    check_images(images, any_type=True)
     count, channels, _, width = images.shape
     index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).unsqueeze(1).to(images.device)
     chosen = images.flatten(2).gather(2, index.expand(-1, channels, -1))

@@ -59,7 +59,7 @@ def operate(
         >>> operate(images, torch.tensor([0, 1]), torch.tensor([0.0, 0.5]), ("identity", "solarize"))[:, 0, 0, 0].tolist()
         [200, 55]
     """
-    present = {operations[index] for index in chosen.unique().tolist()}
+    given, present = images, {operations[index] for index in chosen.unique().tolist()}
 
     def where(name: str) -> Tensor:
         return chosen == operations.index(name) if name in present else torch.zeros(len(chosen), dtype=torch.bool)
@@ -82,7 +82,9 @@ def operate(
         images = solarize(images, drawn("solarize", 2.0))
     if "autocontrast" in present:
         images = autocontrast(images, where("autocontrast"))
-    return equalize(images, where("equalize")) if "equalize" in present else images
+    if "equalize" in present:
+        images = equalize(images, where("equalize"))
+    return images.clone() if images is given else images
 
 
 def _matrices(magnitude: dict[str, Tensor], size: tuple[int, int]) -> Tensor:

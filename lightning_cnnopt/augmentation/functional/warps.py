@@ -30,7 +30,8 @@ def warp(
         images: (N, C, H, W), uint8 or float.
         matrices: (N, 3, 3).
         size: Height and width of the result; by default those of the images. Where it is another one, as many points are
-            averaged for a pixel of the result as it takes in whole pixels of the image, so that little aliases.
+            averaged for a pixel of the result as it takes in whole pixels of the image: from twice as many pixels on, less
+            aliases; below that as much as in plain bilinear sampling.
         interpolation: Between pixels.
         outside: What is outside of an image: 0, its border, or its reflection.
 

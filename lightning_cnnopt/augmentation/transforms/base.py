@@ -158,13 +158,30 @@ def draw_places(length: Tensor, side: int, generator: torch.Generator | None) ->
     return (torch.rand(len(length), generator=generator) * (side - length + 1)).floor()
 
 
-def check_interval(owner: str, name: str, interval: Sequence[float], low: float, high: float | None = None) -> None:
-    """Raise unless ``interval`` is two numbers within a range, the lower one first.
+def check_interval(
+    owner: str, name: str, interval: Sequence[float], low: float, high: float | None = None, *, whole: bool = False
+) -> None:
+    """Raise unless ``interval`` is two numbers within a range, the lower one first; whole ones, if ``whole``.
 
     Raises:
         ConfigurationError: Naming the argument.
     """
-    if len(interval) != 2 or interval[0] > interval[1]:
+    is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2
+    for bound in interval if is_pair else ():
+        check_range(owner, name, bound, low, high, whole=whole)
+    if not is_pair or interval[0] > interval[1]:
         raise ConfigurationError(f"{owner}: {name}={interval!r}; expected two numbers, the lower one first.")
-    for bound in interval:
-        check_range(owner, name, bound, low, high)
+
+
+def sides_of(owner: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width that ``size`` says: both, or one number for both.
+
+    Raises:
+        ConfigurationError: Naming the argument, where it says something else.
+    """
+    if isinstance(size, (list, tuple)) and len(size) != 2:
+        raise ConfigurationError(f"{owner}: size={size!r}; expected height and width, or one number for both.")
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    for side in (height, width):
+        check_range(owner, "size", side, 1, whole=True)
+    return height, width

@@ -9,7 +9,7 @@ import torch
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation.functional.copies import Placement
-from lightning_cnnopt.augmentation.transforms.base import ExactCopy, happens
+from lightning_cnnopt.augmentation.transforms.base import ExactCopy, happens, sides_of
 from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
 
 
@@ -65,7 +65,7 @@ class PaddedCrop(ExactCopy):
     """
 
     def __init__(self, padding: int = 4, mode: Literal["constant", "reflect"] = "constant") -> None:
-        check_range("PaddedCrop", "padding", padding, 0)
+        check_range("PaddedCrop", "padding", padding, 0, whole=True)
         check_choice("PaddedCrop", "mode", mode, ("constant", "reflect"))
         self.padding = padding
         self.mode = mode
@@ -98,21 +98,17 @@ class RandomWindow(ExactCopy):
     """
 
     def __init__(self, size: int | tuple[int, int]) -> None:
+        sides_of("RandomWindow", size)
         self.size = size
-        for side in self._sides():
-            check_range("RandomWindow", "size", side, 1)
 
     @override
     def place(self, placement: Placement, generator: torch.Generator | None = None) -> Placement:
-        height, width = self._sides()
+        height, width = sides_of("RandomWindow", self.size)
         most = (placement.size[0] - height, placement.size[1] - width)
         if min(most) < 0:
             raise ConfigurationError(f"RandomWindow: size={self.size!r} is larger than an image of {placement.size}.")
         top, left = (torch.randint(0, n + 1, (len(placement),), generator=generator) for n in most)
         return placement.cropped(top, left, (height, width))
-
-    def _sides(self) -> tuple[int, int]:
-        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
 
 
 class Translation(ExactCopy):

@@ -45,7 +45,7 @@ class GaussianBlur(Transform):
     """
 
     def __init__(self, kernel_size: int = 3, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5) -> None:
-        check_range("GaussianBlur", "kernel_size", kernel_size, 1)
+        check_range("GaussianBlur", "kernel_size", kernel_size, 1, whole=True)
         if kernel_size % 2 == 0:
             raise ConfigurationError(f"GaussianBlur: kernel_size={kernel_size} is even; expected an odd number of pixels.")
         check_interval("GaussianBlur", "sigma", sigma, 0.01)

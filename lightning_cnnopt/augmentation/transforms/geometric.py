@@ -14,7 +14,15 @@ from lightning_cnnopt.augmentation.functional.warps import (
     rotation_matrices,
     window_matrices,
 )
-from lightning_cnnopt.augmentation.transforms.base import Geometric, check_interval, draw_places, draw_windows, happens, uniform
+from lightning_cnnopt.augmentation.transforms.base import (
+    Geometric,
+    check_interval,
+    draw_places,
+    draw_windows,
+    happens,
+    sides_of,
+    uniform,
+)
 from lightning_cnnopt.core.errors import check_range
 
 
@@ -184,7 +192,8 @@ class ResizedCrop(Geometric):
     first is taken that fits, or else the largest part in the middle with a ratio that is allowed.
 
     Where the part is as large as the result or smaller, the inside equals torchvision's ``resized_crop``, bilinear, within a
-    grey level; at its edge that repeats the outermost pixels, and this looks at what is really beside them.
+    grey level; at its edge that repeats the outermost pixels, and this looks at what is really beside them. Where it is larger,
+    it is less smooth than with ``antialias=True`` there: see :func:`~lightning_cnnopt.augmentation.warp`.
 
     Args:
         size: Height and width of the result, or one number for both; by default those of the images.
@@ -212,17 +221,15 @@ class ResizedCrop(Geometric):
         check_interval("ResizedCrop", "scale", scale, 0.0001, 1)
         check_interval("ResizedCrop", "ratio", ratio, 0.01)
         super().__init__(p, interpolation, "border")
+        if size is not None:
+            sides_of("ResizedCrop", size)
         self.size = size
         self.scale = scale
         self.ratio = ratio
-        for side in self.result_size((1, 1)):
-            check_range("ResizedCrop", "size", side, 1)
 
     @override
     def result_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        if self.size is None:
-            return size
-        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
+        return size if self.size is None else sides_of("ResizedCrop", self.size)
 
     @override
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
@@ -243,8 +250,8 @@ class ResizedCrop(Geometric):
         """Draw the first row, the first column, the height and the width of each part, (count,) whole numbers."""
         height, width, found = draw_windows(count, size, self.scale, self.ratio, generator)
         bounded = min(max(size[1] / size[0], self.ratio[0]), self.ratio[1])
-        height = torch.where(found, height, float(round(min(size[0], size[1] / bounded))))
-        width = torch.where(found, width, float(round(min(size[1], size[0] * bounded))))
+        largest = [max(1, round(side)) for side in (min(size[0], size[1] / bounded), min(size[1], size[0] * bounded))]
+        height, width = (torch.where(found, drawn, float(side)) for drawn, side in zip((height, width), largest, strict=True))
         drawn = (draw_places(height, size[0], generator), draw_places(width, size[1], generator))
         top = torch.where(found, drawn[0], ((size[0] - height) / 2).floor())
         left = torch.where(found, drawn[1], ((size[1] - width) / 2).floor())

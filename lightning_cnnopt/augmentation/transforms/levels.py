@@ -24,7 +24,7 @@ class Posterize(Transform):
     """
 
     def __init__(self, bits: tuple[int, int] = (4, 7), p: float = 0.5) -> None:
-        check_interval("Posterize", "bits", bits, 0, 8)
+        check_interval("Posterize", "bits", bits, 0, 8, whole=True)
         check_range("Posterize", "p", p, 0, 1)
         self.bits = bits
         self.p = p
