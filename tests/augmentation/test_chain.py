@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from lightning_cnnopt.augmentation import (
     Affine,
     Augment,
+    AugmentBatches,
     Brightness,
     ColourJitter,
     ColOut,
@@ -197,6 +198,8 @@ def test_what_is_no_transform_is_refused_by_name(other):
     for transforms in (other, [Rotation(5), other]):
         with pytest.raises(ConfigurationError, match=f"{re.escape(repr(other))} is no transform of whole batches"):
             Augment(transforms)
+        with pytest.raises(ConfigurationError, match="is no transform of whole batches"):
+            AugmentBatches(transforms)
 
 
 def test_the_plan_says_what_is_done_in_how_many_passes():
