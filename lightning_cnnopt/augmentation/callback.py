@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation.alternating import AlternatingFlip, check_alternates, check_repeats
+from lightning_cnnopt.augmentation.chain import Augment
 from lightning_cnnopt.augmentation.mixing import Mixing
 from lightning_cnnopt.augmentation.pipeline import Augmentation
 from lightning_cnnopt.augmentation.transforms import Transform
@@ -40,8 +41,8 @@ class AugmentBatches(TechniqueCallback):
         num_classes: For mixing; by default that of the data module or of the LightningModule.
 
     Raises:
-        ConfigurationError: If mixing is wanted and the number of classes is nowhere to be found, or images are mixed elsewhere,
-            too.
+        ConfigurationError: If one of them is no transform, if mixing is wanted and the number of classes is nowhere to be
+            found, or if images are mixed elsewhere, too.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -56,7 +57,7 @@ class AugmentBatches(TechniqueCallback):
         mixing: Mixing | None = None,
         num_classes: int | None = None,
     ) -> None:
-        self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
+        self.transforms = Augment(transforms).transforms
         self.mixing = mixing
         self.num_classes = num_classes
         self._augmentation: Augmentation | None = None

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_cnnopt.augmentation.alternating import AlternatingFlip, check_alternates
 from lightning_cnnopt.augmentation.functional.colours import Recolouring
 from lightning_cnnopt.augmentation.functional.copies import Placement
-from lightning_cnnopt.augmentation.functional.warps import warp
+from lightning_cnnopt.augmentation.functional.warps import Outside, warp
 from lightning_cnnopt.augmentation.transforms.base import ExactCopy, Geometric, LinearColour, Transform
 from lightning_cnnopt.augmentation.transforms.colours import Brightness, Contrast, Hue, Saturation
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
@@ -160,8 +160,8 @@ class Copying(Pass):
     def joined(self, transform: Transform) -> Pass | None:
         if isinstance(transform, ExactCopy) and not transform.reflects:
             return Copying([*self.transforms, transform])
-        if isinstance(transform, Geometric) and not any(copy.reflects for copy in self.transforms):
-            return Resampling([transform]).opened(self.transforms)
+        if isinstance(transform, Geometric) and all(_fits(copy, transform.outside) for copy in self.transforms):
+            return Resampling([*self.transforms, transform])
         return None
 
 
@@ -182,14 +182,10 @@ class Resampling(Pass):
                 total, size = total @ transform.matrices(len(images), size, generator), transform.result_size(size)
         return warp(images, total, size, *self._manner())
 
-    def opened(self, copies: Sequence[ExactCopy]) -> Pass | None:
-        """Return the pass with ``copies`` in front."""
-        return Resampling([*copies, *self.transforms]) if self._manner()[1] == "zeros" else None
-
     @override
     def joined(self, transform: Transform) -> Pass | None:
         same = isinstance(transform, Geometric) and (transform.interpolation, transform.outside) == self._manner()
-        copies = isinstance(transform, ExactCopy) and not transform.reflects and self._manner()[1] == "zeros"
+        copies = isinstance(transform, ExactCopy) and _fits(transform, self._manner()[1])
         return Resampling([*self.transforms, transform]) if same or copies else None
 
     def _manner(self) -> Any:
@@ -265,6 +261,11 @@ class ColourJitter(Compound):
     def parts(self) -> list[Transform]:
         kinds = ((Brightness, self.brightness), (Contrast, self.contrast), (Saturation, self.saturation), (Hue, self.hue))
         return [kind(strength, self.p) for kind, strength in kinds if strength]
+
+
+def _fits(copy: ExactCopy, outside: Outside) -> bool:
+    """Return whether a copy can be a part of a resampling that sees ``outside`` where nothing of the image is."""
+    return copy.shows_all or (outside == "zeros" and not copy.reflects)
 
 
 def plan(transforms: Sequence[Transform]) -> list[Pass]:

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from lightning_cnnopt.augmentation import (
     Affine,
     Augment,
+    AugmentBatches,
     Brightness,
     ColourJitter,
     ColOut,
@@ -74,7 +75,9 @@ def at_once(transforms, images, seed):
         ([Rotation(), PaddedCrop(2, "reflect")], ["Resampling", "Copying"]),
         ([Rotation(), Zoom(interpolation="nearest")], ["Resampling", "Resampling"]),
         ([Rotation(outside="border"), Zoom(outside="border")], ["Resampling"]),
-        ([HorizontalFlip(), Rotation(outside="border"), VerticalFlip()], ["Copying", "Resampling", "Copying"]),
+        ([HorizontalFlip(), Rotation(outside="border"), VerticalFlip()], ["Resampling"]),
+        ([ResizedCrop((8, 8)), HorizontalFlip()], ["Resampling"]),
+        ([PaddedCrop(1), HorizontalFlip(), Rotation(outside="border"), Translation()], ["Copying", "Resampling", "Copying"]),
         ([Brightness(), Contrast(), Saturation(), Greyscale(), Inversion()], ["Colouring"]),
         ([ColourJitter(0.1, 0.1, 0.1), Brightness()], ["Colouring"]),
         ([ColourJitter(0.1, 0.1, 0.1, 0.1), Brightness()], ["Colouring", "Alone", "Colouring"]),
@@ -126,6 +129,14 @@ def smooth(count=6, size=96):
 def test_one_resampling_shows_what_a_chain_of_them_shows_and_sharper(transforms, seed):
     images = smooth()
     assert levels_apart(at_once(transforms, images, seed), one_by_one(transforms, images, seed)) < 4
+
+
+@pytest.mark.parametrize("outside", ["border", "reflection"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flip_next_to_a_resampling_is_exact_whatever_is_outside(outside, seed):
+    images = images_of(6, 3, 12, 14, torch.float64)
+    transforms = [VerticalFlip(), Affine(30, 0.3, (0.5, 0.8), outside=outside), HorizontalFlip()]
+    assert torch.allclose(at_once(transforms, images, seed), one_by_one(transforms, images, seed), atol=1e-5)
 
 
 def test_a_chain_of_turns_that_end_where_they_began_gives_the_image_back():
@@ -197,6 +208,8 @@ def test_what_is_no_transform_is_refused_by_name(other):
     for transforms in (other, [Rotation(5), other]):
         with pytest.raises(ConfigurationError, match=f"{re.escape(repr(other))} is no transform of whole batches"):
             Augment(transforms)
+        with pytest.raises(ConfigurationError, match="is no transform of whole batches"):
+            AugmentBatches(transforms)
 
 
 def test_the_plan_says_what_is_done_in_how_many_passes():

@@ -152,3 +152,10 @@ def test_factors_in_double_precision_are_taken_by_a_whole_chain():
         Recolouring(images).contrast(f).brightness(f).saturation(f).contrast(f).apply() for f in (FACTORS, factor)
     )
     assert torch.equal(single, double)
+
+
+def test_contrast_turns_about_the_same_mean_in_every_layout():
+    images = images_of(64, 3, 33, 35, torch.float32)
+    factor = torch.full((64,), 1.3)
+    last = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(Recolouring(last).contrast(factor).apply(), Recolouring(images).contrast(factor).apply())

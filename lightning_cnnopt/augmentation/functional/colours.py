@@ -106,7 +106,8 @@ class Recolouring:
         """Return (n, 1, 1), the mean of what the chain makes of the images at ``places``, in grey, with white as 1."""
         channels, top = self.images.shape[1], highest_level(self.images)
         luma = (torch.tensor(LUMA) if channels == 3 else torch.full((channels,), 1 / channels)).view(1, -1)
-        levels = to_levels(chosen(self.images, places)).flatten(2)
+        # summed in one order, whatever the layout
+        levels = to_levels(chosen(self.images, places).contiguous()).flatten(2)
         scale, offset = self._scale[places], self._offset[places]
         means = levels.mean(2, keepdim=True).cpu().float() / top
         mean = luma @ ((means * scale if self._matrix is None else self._matrix[places] @ means) + offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ class Transform(Configurable, ABC):
 
 class ExactCopy(Transform):
     """Base of transforms that move whole pixels: neighbours become one copy, and nothing is interpolated."""
+
+    shows_all: ClassVar[bool] = False
+    """Whether all of the image stays in sight, so that it makes no difference what is outside: a flip."""
 
     @property
     def reflects(self) -> bool:

@@ -24,6 +24,8 @@ class HorizontalFlip(ExactCopy):
         [[[[2, 1]]]]
     """
 
+    shows_all = True
+
     def __init__(self, p: float = 0.5) -> None:
         check_range("HorizontalFlip", "p", p, 0, 1)
         self.p = p
@@ -39,6 +41,8 @@ class VerticalFlip(ExactCopy):
     Args:
         p: Probability for each image.
     """
+
+    shows_all = True
 
     def __init__(self, p: float = 0.5) -> None:
         check_range("VerticalFlip", "p", p, 0, 1)
