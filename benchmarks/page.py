@@ -51,7 +51,7 @@ def _row(row: dict[str, Any]) -> str:
     name, against = _plain(row["row"]), _plain(row["against"])
     clock = next((key for key, value in row.items() if isinstance(value, dict) and "figure" in value and key != "limit"), None)
     if clock is None:
-        return f"| {name} | {against} | {row.get('left_out', 'no valid pair')} | | {row['goal']} | | {row.get('pairs', '')} |"
+        return f"| {name} | {against} | {row.get('left_out', 'no valid pair')} | | {row['goal']} | | |"
     figure, met = row[clock]["figure"], {True: "yes", False: "no", None: "open"}[row["goal_met"]]
     value, low, high = (f"{figure[part]:.3g}" for part in ("value", "low", "high"))
     return f"| {name} | {against} | {value} {row['measure']} | {low} to {high} | {row['goal']} | {met} | {row['pairs']} |"

@@ -28,7 +28,9 @@ def _no_noise(monkeypatch):
 
 
 def with_marks(overlay):
-    marks = [pytest.mark.slow] if overlay.stem == "compile" else []  # waits for a compiler
+    # of a room whose overlays are as good as alike, the contracts name every technique in YAML already
+    alike = overlay.parent.name in ("augmentation", "initialization", "learning_rate", "regularization")
+    marks = [pytest.mark.slow] if alike or overlay.stem == "compile" else []  # the latter waits for a compiler
     for package, extra in EXTRAS.items():
         if f"class_path: {package}." in overlay.read_text() and importlib.util.find_spec(package) is None:
             marks.append(pytest.mark.skip(reason=f"needs {package}, of the extra {extra}"))

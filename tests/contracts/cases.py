@@ -54,6 +54,7 @@ from lightning_cnnopt.augmentation import (
     Zoom,
 )
 from lightning_cnnopt.core import ResumeRandomState, StopOnDivergence
+from lightning_cnnopt.core.schedule import Schedule
 from lightning_cnnopt.core.spec import Configurable
 from lightning_cnnopt.dropout import DropBlock, DropConnect, Dropout, ScheduleDropout, SpatialDropout, StochasticDepth
 from lightning_cnnopt.imbalance import BindClassCounts, ClassWeights, CosineHead
@@ -62,6 +63,7 @@ from lightning_cnnopt.initialization import (
     Chain,
     DeltaOrthogonal,
     Dirac,
+    Initializer,
     InitializeWeights,
     Kaiming,
     MarkPretrained,
@@ -119,6 +121,7 @@ from lightning_cnnopt.regularization import (
     Orthogonal,
     PenalizeActivations,
     PenalizeWeights,
+    Penalty,
     ProximalL1,
     UnitNorm,
 )
@@ -282,10 +285,11 @@ def exported_techniques():
     return sorted(found)
 
 
+_EXAMPLES = {"ColourJitter", "Kaiming", "L1", "LSUV", "PaddedCrop", "Plateau", "Rotation", "TrivialAugmentWide", "Warmup"}
+
 ALIKE = {
     name
     for name, make in CASES.items()
-    if isinstance(make(), Transform)
-    and name not in ("AlternatingFlip", "PaddedCrop", "Rotation", "ColourJitter", "TrivialAugmentWide")
+    if isinstance(make(), (Transform, Initializer, Penalty, Schedule)) and name not in _EXAMPLES
 }
-"""Techniques that a run treats to the letter as it treats others that are here: contracts about the run are slow tests."""
+"""Techniques that a run treats to the letter as it treats an example of their kind: contracts about the run are slow tests."""

@@ -238,6 +238,7 @@ def test_a_sample_batch_has_a_stream_of_its_own():
     assert len(data.sample_batch(1000)) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Foreign, lambda: ImageClassifier(torch_network, **Streamed().model_args())])
 def test_a_run_resumes_to_the_same_bits(make, tmp_path):
     def run(*callbacks, ckpt_path=None, seed=4):
