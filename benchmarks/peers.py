@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -93,8 +92,3 @@ class Loaded:
             if time.perf_counter() - start > SECONDS:
                 break
         return {"wall": 1000 * (time.perf_counter() - start) / done}
-
-
-def is_there(peer: str) -> bool:
-    """Return whether a peer is installed."""
-    return importlib.util.find_spec(PEERS[peer]) is not None

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation.functional.layout import from_levels, per_sample, to_levels
+from lightning_cnnopt.augmentation.functional.mixing import dirichlet
 from lightning_cnnopt.augmentation.functional.operations import OPERATIONS, operate
 from lightning_cnnopt.augmentation.functional.warps import Interpolation
 from lightning_cnnopt.augmentation.transforms.base import Transform
@@ -159,8 +160,8 @@ class AugMix(Transform):
         """Return the mixed images."""
         count = len(images)
         own, weights = (
-            _dirichlet(self.alpha, count, 2, generator)[:, :1],
-            _dirichlet(self.alpha, count, self.mixture_width, generator),
+            dirichlet(self.alpha, count, 2, generator)[:, :1],
+            dirichlet(self.alpha, count, self.mixture_width, generator),
         )
         mixed = to_levels(images).mul_(per_sample(own, images))
         for place in range(self.mixture_width):
@@ -204,14 +205,6 @@ def _magnitudes(
     magnitude = torch.where(column(lambda scale: scale.whole) > 0, magnitude.round(), magnitude)
     negative = (torch.rand(len(chosen), generator=generator) < 0.5) & (column(lambda scale: scale.signed) > 0)
     return torch.where(negative, -magnitude, magnitude)
-
-
-def _dirichlet(alpha: float, count: int, width: int, generator: torch.Generator | None) -> Tensor:
-    """Draw (count, width) from Dirichlet(alpha, …), with a generator of one's own."""
-    # in double precision: for small alpha all draws of a row can be below the least float
-    drawn = torch._standard_gamma(torch.full((count, width), alpha, dtype=torch.float64), generator=generator)
-    drawn = drawn + torch.finfo(torch.float64).tiny
-    return (drawn / drawn.sum(1, keepdim=True)).float()
 
 
 def _scales(shear: float, shift: tuple[float, bool], turn: float, factor: float, bits: tuple[int, int]) -> dict[str, Scale]:

@@ -6,7 +6,8 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, v2
 
 from lightning_cnnopt.augmentation import OPERATIONS, AugMix, RandAugment, TrivialAugmentWide, operate
-from lightning_cnnopt.augmentation.policies import _AUG_MIX, _RAND_AUGMENT, _WIDE, _dirichlet, _magnitudes
+from lightning_cnnopt.augmentation.functional.mixing import dirichlet
+from lightning_cnnopt.augmentation.policies import _AUG_MIX, _RAND_AUGMENT, _WIDE, _magnitudes
 from tests.augmentation.samples import images_of, levels_apart, seeded
 
 THEIR_NAMES = {
@@ -103,17 +104,17 @@ def test_augmix_is_the_mean_that_its_weights_make_of_the_image_and_its_chains(mo
     images = torch.full((3000, 1, 1, 1), 0.0)
     mixed = AugMix(mixture_width=2)(images, seeded()).flatten()
     generator = seeded()
-    own, weights = _dirichlet(1.0, 3000, 2, generator)[:, 0], _dirichlet(1.0, 3000, 2, generator)
+    own, weights = dirichlet(1.0, 3000, 2, generator)[:, 0], dirichlet(1.0, 3000, 2, generator)
     assert torch.allclose(mixed, (1 - own) * (weights[:, 0] * 0.1 + weights[:, 1] * 0.2), atol=1e-6)
     assert stats.kstest(own.numpy(), "uniform").pvalue > 1e-3  # Beta(1, 1)
 
 
-def test_weights_of_a_mixture_are_dirichlet():
-    drawn = _dirichlet(0.5, 4000, 3, seeded())
+def test_weights_of_a_mixture_aredirichlet():
+    drawn = dirichlet(0.5, 4000, 3, seeded())
     assert torch.allclose(drawn.sum(1), torch.ones(4000))
     for column in drawn.T:
         assert stats.kstest(column.numpy(), stats.beta(0.5, 1.0).cdf).pvalue > 1e-3
-    assert torch.isfinite(_dirichlet(1e-3, 4000, 3, seeded())).all()
+    assert torch.isfinite(dirichlet(1e-3, 4000, 3, seeded())).all()
 
 
 def test_chains_of_augmix_are_one_to_three_operations_long_and_spare_what_measures_robustness_on_request(monkeypatch):

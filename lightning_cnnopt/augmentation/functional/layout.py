@@ -61,7 +61,7 @@ def from_levels(levels: Tensor, images: Tensor, down: bool = False) -> Tensor:
         tensor([0, 2], dtype=torch.uint8)
     """
     if images.dtype == torch.uint8:
-        # by way of int16, as torch turns floats into bytes five times more slowly than both steps take
+        # by way of int16, as torch turns floats into bytes more slowly than both steps take
         return like((levels if down else levels.round_()).to(torch.int16).to(torch.uint8), images)
     return like(levels.to(images.dtype), images)
 

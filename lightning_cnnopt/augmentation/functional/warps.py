@@ -79,7 +79,7 @@ def sampling_grid(matrices: Tensor, source: tuple[int, int], size: tuple[int, in
         size: Those of the result.
         finer: Points on each side of a pixel of the result.
     """
-    # torch's affine_grid does the same for affine matrices in nine times as long
+    # torch's affine_grid does the same for affine matrices by a product of matrices, which takes longer
     xs, ys = ((torch.arange(n * finer) - (n * finer - 1) / 2) / finer for n in (size[1], size[0]))
     across, down = matrices[:, :, :1] * xs, matrices[:, :, 1:2] * ys + matrices[:, :, 2:]  # (N, 3, width), (N, 3, height)
     grid = torch.empty(len(matrices), len(ys), len(xs), 2)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cnnopt.augmentation.functional.missing import rectangles
+from lightning_cnnopt.augmentation.functional.mixing import dirichlet
 from lightning_cnnopt.core.batch import one_hot
 from lightning_cnnopt.core.errors import DataError
 
 
 def beta(alpha: float, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw from Beta(alpha, alpha), with a generator of one's own, which ``torch.distributions`` does not take.
+    """Draw (count,) from Beta(alpha, alpha), the first of two parts of a Dirichlet law, with a generator of one's own.
 
     Example:
         >>> draws = beta(0.2, 1000, torch.Generator().manual_seed(0))
         >>> bool(0.45 < draws.mean() < 0.55)
         True
     """
-    # in double precision: for small alpha both gamma draws of a pair can be below the least float
-    first, second = torch._standard_gamma(torch.full((2, count), alpha, dtype=torch.float64), generator=generator)
-    smallest = torch.finfo(torch.float64).tiny
-    return ((first + smallest) / (first + second + 2 * smallest)).float()
+    return dirichlet(alpha, count, 2, generator)[:, 0]
 
 
 def cut_boxes(share: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
@@ -79,11 +78,8 @@ def paste(images: Tensor, others: Tensor, boxes: Tensor) -> Tensor:
         >>> paste(torch.zeros(1, 1, 2, 3), torch.ones(1, 1, 2, 3), torch.tensor([[0, 1, 1, 3]])).flatten().tolist()
         [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
-    height, width = images.shape[-2:]
-    rows, columns = torch.arange(height), torch.arange(width)
-    within_rows = (rows >= boxes[:, :1]) & (rows < boxes[:, 1:2])
-    within_columns = (columns >= boxes[:, 2:3]) & (columns < boxes[:, 3:])
-    within = within_rows.to(images.device)[:, None, :, None] & within_columns.to(images.device)[:, None, None, :]
+    top, bottom, left, right = boxes.unbind(1)
+    within = rectangles(top, left, bottom - top, right - left, (images.shape[-2], images.shape[-1])).to(images.device)
     return torch.where(within, others, images)
 
 

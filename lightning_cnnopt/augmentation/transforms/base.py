@@ -86,12 +86,16 @@ class Geometric(Transform):
         """Return height and width of the result, for those of the image."""
         return size
 
+    def spared(self, count: int, size: tuple[int, int]) -> Tensor:
+        """Return the matrices, (count, 3, 3) or one for all, of images that ``p`` spares; the identity."""
+        return torch.eye(3)
+
     def matrices(self, count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
-        """Return the matrices of :meth:`draw`, and the identity for images that ``p`` spares."""
+        """Return the matrices of :meth:`draw`, and those of :meth:`spared` for images that ``p`` spares."""
         drawn = self.draw(count, size, generator)
         if self.p == 1:
             return drawn
-        return torch.where(happens(count, self.p, generator).view(-1, 1, 1), drawn, torch.eye(3))
+        return torch.where(happens(count, self.p, generator).view(-1, 1, 1), drawn, self.spared(count, size))
 
     @override
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

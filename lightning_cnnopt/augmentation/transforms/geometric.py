@@ -19,7 +19,6 @@ from lightning_cnnopt.augmentation.transforms.base import (
     check_interval,
     draw_places,
     draw_windows,
-    happens,
     sides_of,
     uniform,
 )
@@ -236,13 +235,9 @@ class ResizedCrop(Geometric):
         return self._matrices(*self.windows(count, size, generator), size)
 
     @override
-    def matrices(self, count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
-        drawn = self.draw(count, size, generator)
-        if self.p == 1:
-            return drawn
+    def spared(self, count: int, size: tuple[int, int]) -> Tensor:
         height, width = (torch.full((count,), float(side)) for side in size)
-        whole = self._matrices(0 * height, 0 * width, height, width, size)
-        return torch.where(happens(count, self.p, generator).view(-1, 1, 1), drawn, whole)
+        return self._matrices(0 * height, 0 * width, height, width, size)
 
     def windows(
         self, count: int, size: tuple[int, int], generator: torch.Generator | None = None
