@@ -28,7 +28,7 @@ from lightning_cnnopt import data as _data  # noqa: F401
 from lightning_cnnopt.analysis import RunReport, WritePredictions, locations, write_range_test
 from lightning_cnnopt.augmentation import AverageViews
 from lightning_cnnopt.augmentation.test_time import Stage, ViewSet
-from lightning_cnnopt.commands import CommandTrainer
+from lightning_cnnopt.commands import CommandTrainer, RequireTest
 from lightning_cnnopt.core import checkpoints
 from lightning_cnnopt.core.errors import CheckpointError, ConfigurationError, check_choice, check_range
 from lightning_cnnopt.messages import cannot_be_made, paragraph, refusal
@@ -151,6 +151,8 @@ class CnnoptCLI(LightningCLI):
                 callbacks.append(self._checkpoint())
             if config["logger"] is not False and not _has(callbacks, LearningRateMonitor):
                 callbacks.append(LearningRateMonitor(logging_interval="step"))
+        if self.subcommand == "fit" and self._get(self.config, "test_after_fit"):
+            callbacks.append(RequireTest())
         if (views := self._get(self.config, "tta")) and self.subcommand in _RUNS:
             callbacks.append(AverageViews(views, stages=[_averaged_stage(self.subcommand)]))
         if self.subcommand == "predict" and not _has(callbacks, WritePredictions):

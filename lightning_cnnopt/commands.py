@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from typing_extensions import override
 
 from lightning_cnnopt.analysis import ProfileNetwork, save_figure, training_images
 from lightning_cnnopt.core.callback import callbacks_of
+from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.learning_rate import RangeTest, range_test
+
+
+class RequireTest(Callback):
+    """Refuses a fit that is to be tested at its end and can't be: before it trains, and once the data is there to be asked.
+
+    Raises:
+        ConfigurationError: If the data has no test split, or the module no test step.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        missing = None
+        if not is_overridden("test_step", pl_module):
+            missing = f"{type(pl_module).__name__} has no test_step"
+        elif data is not None and not (is_overridden("test_dataloader", data) and getattr(data, "has_test", True)):
+            missing = f"{type(data).__name__} has no test split"
+        if missing is not None:
+            raise ConfigurationError(
+                f"test_after_fit=true would find nothing to test when training is done: {missing}. Add one, or set "
+                "test_after_fit: false."
+            )
 
 
 class CommandTrainer(Trainer):

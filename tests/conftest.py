@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config, items):
         elif item.get_closest_marker("gpu") and "gpu" not in named and not wanted:
             item.add_marker(pytest.mark.skip(reason="runs by name: pytest -m gpu"))
         if item.get_closest_marker("large_data") and not data:
-            item.add_marker(pytest.mark.skip(reason="needs CNNOPT_DATA, the folder that holds FashionMNIST/raw"))
+            item.add_marker(pytest.mark.skip(reason="needs CNNOPT_DATA, the folder that holds FashionMNIST/raw and cifar10"))
         elif item.get_closest_marker("large_data") and "large_data" not in named and not wanted:
             item.add_marker(pytest.mark.skip(reason="runs by name: pytest -m large_data"))
         if item.get_closest_marker("goal") and "goal" not in named and not wanted:

@@ -11,6 +11,10 @@ import torch
 import yaml
 
 from lightning_cnnopt.__main__ import main
+from lightning_cnnopt.commands import RequireTest
+from lightning_cnnopt.core.errors import ConfigurationError
+from tests.data.folder.files import make_folder
+from tests.lightning_tools import Foreign, quiet_trainer
 
 QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
 SHORT = ["--test_after_fit", "false", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -190,6 +194,50 @@ def test_a_truncated_npz_is_named(complaint, tmp_path):
     path = Path(write_npz(tmp_path / "data.npz"))
     path.write_bytes(path.read_bytes()[:500])
     assert str(path) in complaint(from_npz(str(path)))
+
+
+UNTESTED = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cnnopt import ImageDataModule
+from lightning_cnnopt.data import ImageSet
+
+
+class Ours(ImageDataModule):
+    num_classes, in_channels, image_size = 2, 1, (8, 8)
+
+    def load(self, split):
+        return None if split == "test" else ImageSet(torch.zeros(20, 1, 8, 8).random_(255).byte(), torch.arange(20) % 2)
+
+
+class Foreign(LightningDataModule):
+    num_classes, in_channels, image_size = 2, 1, (8, 8)
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(8, 1, 8, 8), torch.arange(8) % 2), 4)
+"""
+
+
+@pytest.mark.parametrize("name", ["Ours", "Foreign", "ImageFolder"])
+def test_a_test_after_fit_without_a_test_split_is_refused_before_training(name, complaint, tmp_path, monkeypatch):
+    Path("untested.py").write_text(UNTESTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = ["--data", f"untested.{name}"]
+    if name == "ImageFolder":
+        root = make_folder("images", {"train": {"cat": 10, "dog": 10}}, size=(8, 8))
+        data = ["--data", name, "--data.root", str(root)]
+    said = complaint(fit(*data, "--test_after_fit", "true"))
+    assert f"test_after_fit=true would find nothing to test when training is done: {name} has no test split." in said
+    assert "test_after_fit: false" in said
+    assert not list(Path("runs").rglob("*.ckpt"))
+    assert fit(*data) == 0
+
+
+def test_a_test_after_fit_of_a_module_without_a_test_step_is_refused():
+    with pytest.raises(ConfigurationError, match="when training is done: Foreign has no test_step"):
+        RequireTest().setup(quiet_trainer(), Foreign(), "fit")
 
 
 def test_labels_out_of_range(complaint, tmp_path):

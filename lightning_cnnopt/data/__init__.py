@@ -1,7 +1,8 @@
 """Data modules and loaders."""
 
 from lightning_cnnopt.data.datamodule import ImageDataModule
-from lightning_cnnopt.data.folder import ImageFolder, read_image
+from lightning_cnnopt.data.decoding import read_image
+from lightning_cnnopt.data.folder import ImageFolder
 from lightning_cnnopt.data.image_set import ImageSet
 from lightning_cnnopt.data.long_tail import long_tail
 from lightning_cnnopt.data.resident import ResidentLoader

@@ -91,6 +91,11 @@ class DeviceAugmented(LightningDataModule):
     def has_validation(self) -> bool:
         """Whether a fit validates; ``cnnopt fit`` keeps the weights of the best accuracy then."""
 
+    @property
+    @abstractmethod
+    def has_test(self) -> bool:
+        """Whether there is a test split; ``cnnopt fit`` refuses ``test_after_fit`` without one, before it trains."""
+
     @abstractmethod
     def measure(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of each channel of training images, for pixels in [0, 1]."""

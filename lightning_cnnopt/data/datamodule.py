@@ -156,6 +156,12 @@ class ImageDataModule(DeviceAugmented):
         return bool(self.val_size) or self.folds is not None
 
     @property
+    @override
+    def has_test(self) -> bool:
+        # loaded and let go of: what is kept may be shared by processes, and not all of them need ask
+        return "test" in self._sets or self.load("test") is not None
+
+    @property
     def num_train_samples(self) -> int:
         """How many samples are trained on."""
         return len(self.train_set)

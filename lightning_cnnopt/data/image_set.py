@@ -120,6 +120,21 @@ def channel_statistics(data: ImageSet, owner: str) -> tuple[list[float], list[fl
             total[channel] += (values * times).sum()
             squares[channel] += (values.square() * times).sum()
         count += images[:, 0].numel()
+    return statistics_of(total, squares, count, owner)
+
+
+def statistics_of(total: Tensor, squares: Tensor, count: int, owner: str) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel from sums over its pixels.
+
+    Args:
+        total: Sum of the pixels of each channel, in [0, 1], as doubles.
+        squares: Sum of their squares.
+        count: How many pixels of a channel are in them.
+        owner: Whose they are, for the message.
+
+    Raises:
+        DataError: If a channel is constant.
+    """
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     if (std < 1e-6).any():

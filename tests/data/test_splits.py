@@ -50,6 +50,13 @@ def test_a_data_module_says_whether_it_validates(arguments, validates):
     assert data.has_validation is validates is (data.val_set is not None)
 
 
+def test_a_data_module_says_whether_it_has_a_test_split():
+    images, targets = torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    assert Digits().has_test
+    assert not TensorData(train_images=images, train_targets=targets).has_test
+    assert TensorData(train_images=images, train_targets=targets, test_images=images, test_targets=targets).has_test
+
+
 def test_labels_that_are_not_exclusive_are_cut_into_folds_too():
     images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
     targets = torch.randint(0, 2, (20, 3))

@@ -1,6 +1,5 @@
 """Image files: listed, decoded once into one mapped file or while training, and served in an order that can be resumed."""
 
 from lightning_cnnopt.data.folder.datamodule import ImageFolder
-from lightning_cnnopt.data.folder.decoding import read_image
 
-__all__ = ["ImageFolder", "read_image"]
+__all__ = ["ImageFolder"]

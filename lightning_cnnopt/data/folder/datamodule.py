@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +14,16 @@ from typing_extensions import override
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range
 from lightning_cnnopt.data.base import Task
 from lightning_cnnopt.data.datamodule import ImageDataModule
-from lightning_cnnopt.data.folder.decoding import Resize, Shape
+from lightning_cnnopt.data.decoding import Resize
 from lightning_cnnopt.data.folder.labels import list_table
-from lightning_cnnopt.data.folder.listing import Files, Listing, check_classes_left, list_folders
-from lightning_cnnopt.data.folder.loading import DecodingLoader, StreamedImages, StreamedSet
-from lightning_cnnopt.data.folder.packed import PackedImages, level_sums, statistics_of
-from lightning_cnnopt.data.folder.packing import pack
-from lightning_cnnopt.data.folder.survey import Survey, find_broken, survey, tell_broken
-from lightning_cnnopt.data.folder.workers import OnBroken, Problem, check_problem, usable_cores
-from lightning_cnnopt.data.image_set import ImageSet
+from lightning_cnnopt.data.folder.listing import Listing, list_folders
+from lightning_cnnopt.data.folder.packed import PackedImages, level_sums
+from lightning_cnnopt.data.folder.sources import Sources
+from lightning_cnnopt.data.folder.unpacked import DecodingLoader, UnpackedSet
+from lightning_cnnopt.data.folder.workers import OnBroken, usable_cores
+from lightning_cnnopt.data.image_set import ImageSet, statistics_of
 from lightning_cnnopt.data.resident import ResidentLoader
 
-_STREAMING = 8
-"""At most how many processes decode while training, unless a number is given."""
 _MEASURED = 4096
 """Images that mean and standard deviation are measured on where nothing is packed."""
 
@@ -114,10 +110,21 @@ class ImageFolder(ImageDataModule):
         self.cache_dir = cache_dir
         self.on_broken: OnBroken = on_broken
         self.num_workers = num_workers
-        self._given_channels = in_channels
-        self._surveys: dict[str, Survey] = {}
-        self._sources: dict[str, PackedImages | StreamedImages] = {}
         self._listing = self._list()
+        self._sources = Sources(
+            self._listing,
+            Path(root),
+            None if labels is None else Path(labels),
+            task != "multilabel",
+            self.size,
+            resize,
+            in_channels,
+            pack,
+            None if cache_dir is None else Path(cache_dir),
+            on_broken,
+            num_workers,
+            self._cores,
+        )
         super().__init__(val_size=self._val_size(val_size), **arguments)
         if self.on_device and not pack:
             raise ConfigurationError("ImageFolder: on_device=True keeps decoded images on the device; pack=False keeps none.")
@@ -140,53 +147,51 @@ class ImageFolder(ImageDataModule):
     @property
     @override
     def in_channels(self) -> int:
-        return self._given_channels or (1 if self._survey("train").grey else 3)
+        return self._sources.channels
 
     @property
     @override
     def image_size(self) -> tuple[int, int]:
-        if self.size is not None:
-            return self.size
-        sizes = list(self._survey("train").sizes)
-        if len(sizes) > 1:
-            raise DataError(
-                f"ImageFolder: the images of train in {self.root} have {self._survey('train').words}. Give size, that of the "
-                f"network's input, such as size={min(sizes[0])}; resize says how they are brought to it."
-            )
-        return sizes[0]
+        return self._sources.image_size
 
     @override
     def prepare_data(self) -> None:
         """Decode what is not packed yet: all splits, so that a broken test image is found before a training, not after it."""
         for split in self._listing.splits:
-            self._source(split)
+            self._sources.of(split)
         if "test" not in self._listing.splits:
             rank_zero_info(f"ImageFolder: there is no test split in {self.root}: all images are training data.")
 
     @override
     def load(self, split: Literal["train", "test"]) -> ImageSet | None:
-        return self._load(split)
+        return self._sources.load(split)
 
     @override
     def load_val(self) -> ImageSet | None:
-        return self._load("val")
+        return self._sources.load("val")
 
     @property
     @override
     def has_validation(self) -> bool:
         return "val" in self._listing.splits or super().has_validation
 
+    @property
+    @override
+    def has_test(self) -> bool:
+        return "test" in self._listing.splits
+
     @override
     def measure(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of the training images: of all, or of 4,096 where they are not packed."""
-        data, source = self.train_set, self._source("train")
+        data, source = self.train_set, self._sources.of("train")
         places = torch.arange(len(data)) if data.places is None else data.places.long()
         if isinstance(source, PackedImages):
             sums = source.sums()[places].sum(0)
         else:
             places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:_MEASURED]]
             sums = torch.stack([level_sums(images).sum(0) for images in source.read(places.split(64))]).sum(0)
-        return statistics_of(sums, len(places) * math.prod(source.shape[1:]), "ImageFolder")
+        total, squares = (sums.double() / torch.tensor([255, 255**2])).unbind(1)
+        return statistics_of(total, squares, len(places) * math.prod(source.shape[1:]), "ImageFolder")
 
     def paths(self, split: Literal["train", "val", "test"]) -> list[Path]:
         """Return the files of a split in the order of its samples, which is that of the ``index`` of predictions.
@@ -212,7 +217,7 @@ class ImageFolder(ImageDataModule):
         return self._decoding(super()._evaluation_loader(split, data, with_index), data)
 
     def _decoding(self, loader: ResidentLoader, data: ImageSet) -> ResidentLoader | DecodingLoader:
-        return DecodingLoader(loader, data) if isinstance(data, StreamedSet) else loader
+        return DecodingLoader(loader, data) if isinstance(data, UnpackedSet) else loader
 
     def _list(self) -> Listing:
         root = Path(self.root)
@@ -247,74 +252,7 @@ class ImageFolder(ImageDataModule):
             )
         return len(own)
 
-    def _load(self, split: str) -> ImageSet | None:
-        files = self._listing.splits.get(split)
-        if files is None:
-            return None
-        source = self._source(split)
-        broken = self._broken(split, files, source)
-        places = torch.tensor([place for place in range(len(files)) if place not in broken]) if broken else None
-        if isinstance(source, PackedImages):
-            found = ImageSet(source.images, files.targets, places)
-        else:
-            found = StreamedSet(source, files.targets, places)
-        if broken:
-            tell_broken(split, broken, len(files))
-            if split == "train" and self.task != "multilabel":
-                check_classes_left(self.class_names, found.targets.long().tolist())
-        return found
-
-    def _source(self, split: str) -> PackedImages | StreamedImages:
-        if split not in self._sources:
-            files, shape, resize = self._listing.splits[split], self._shape(split), self.resize if self.size else None
-            if self.pack:
-                name = self._name(split, shape)
-                packed = pack(name, files, self.class_names, shape, resize, self.on_broken, self._workers())
-                for place, reason in packed.broken.items():
-                    check_problem(Problem(place, reason, True), self.on_broken)
-                self._sources[split] = packed
-            else:
-                # each holds batches ready, in memory that processes share and that containers often have little of
-                workers = self._workers() if self.num_workers is not None else min(_STREAMING, self._workers())
-                self._sources[split] = StreamedImages(files, shape, resize, workers)
-        return self._sources[split]
-
-    def _broken(self, split: str, files: Files, source: PackedImages | StreamedImages) -> dict[int, str]:
-        if isinstance(source, PackedImages):
-            return source.broken
-        return find_broken(files, self._name(split), split, self._workers()) if self.on_broken == "skip" else {}
-
-    def _shape(self, split: str) -> Shape:
-        height, width = self.image_size
-        if self.size is None and (found := self._survey(split)).sizes.keys() != {(height, width)}:
-            raise DataError(
-                f"ImageFolder: the images of train are of {height}x{width}, and those of {split} have {found.words}. "
-                "Give size to bring all to one; resize says how."
-            )
-        return self.in_channels, height, width
-
-    def _survey(self, split: str) -> Survey:
-        if split not in self._surveys:
-            files = self._listing.splits[split]
-            self._surveys[split] = survey(files, self._name(split), split, self.on_broken, self._workers())
-        return self._surveys[split]
-
-    def _name(self, split: str, shape: Shape | None = None) -> Path:
-        """Return where what is kept of a split lies, without an ending."""
-        parts = [split]
-        if self.labels is not None:
-            table, root = Path(self.labels).resolve(), Path(self.root).resolve()
-            parts.append(f"{table.stem}-{_hash(table.relative_to(root) if table.is_relative_to(root) else table)}")
-        if shape is not None:
-            parts += ["x".join(map(str, shape)), self.resize]
-        if self.cache_dir is None:
-            return Path(self.root) / "-".join([".cnnopt", *parts])
-        root = Path(self.root).resolve()
-        return Path(self.cache_dir) / "-".join([root.name, _hash(root), *parts])
-
-    def _workers(self) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
+    def _cores(self) -> int:
         processes = 1 if self.trainer is None else self.trainer.num_devices
         return max(1, usable_cores() // processes)
 
@@ -328,7 +266,3 @@ def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     for side in sides:
         check_range("ImageFolder", "size", side, 1)
     return int(sides[0]), int(sides[1])
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:8]

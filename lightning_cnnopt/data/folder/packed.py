@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lightning_cnnopt.core.errors import DataError
+from lightning_cnnopt.data.decoding import Shape
 from lightning_cnnopt.data.folder.cache import read_json
-from lightning_cnnopt.data.folder.decoding import Shape
 from lightning_cnnopt.data.folder.listing import Files
 
 FORMAT = 1
@@ -94,24 +94,6 @@ def level_sums(images: Tensor) -> Tensor:
     few = max(1, 2**18 // image_bytes(images.shape[1:]))  # as many as the caches hold: ten times as fast
     blocks = (block.flatten(2).int() for block in images.split(few))
     return torch.cat([torch.stack([block.sum(-1), (block * block).sum(-1)], dim=-1) for block in blocks])
-
-
-def statistics_of(sums: Tensor, pixels: int, owner: str) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, for pixels in [0, 1].
-
-    Args:
-        sums: Those of :func:`level_sums`, added up over images: (C, 2).
-        pixels: How many of a channel are in them.
-        owner: Whose they are, for the message.
-
-    Raises:
-        DataError: If a channel is constant.
-    """
-    mean, squares = (sums.double() / pixels / torch.tensor([255, 255**2])).unbind(1)
-    std = (squares - mean.square()).clamp_min(0).sqrt()
-    if (std < 1e-6).any():
-        raise DataError(f"{owner}: channel {int(std.argmin())} is constant over the training set.")
-    return [round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()]
 
 
 def beside(name: Path, ending: str) -> Path:

@@ -39,6 +39,11 @@ class TorchvisionFiles(ImageDataModule):
     def folder(self) -> Path:
         """Where the files are."""
 
+    @property
+    @override
+    def has_test(self) -> bool:
+        return True
+
     @override
     def prepare_data(self) -> None:
         if self.download:

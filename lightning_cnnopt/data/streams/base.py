@@ -24,11 +24,12 @@ MEASURED = 1024
 """Training images, the first ones, that mean and standard deviation are measured on."""
 
 
-class StreamedImages(DeviceAugmented):
+class StreamDataModule(DeviceAugmented):
     """Base of data modules for data that outgrows one machine; subclasses say where it comes from.
 
-    Workers read and decode, and nothing else: images are resized to one size, uint8, and augmented on the device as those of
-    any of our data modules. See :class:`~lightning_cnnopt.data.streams.loader.StreamLoader` for epochs, ranks and resuming.
+    Workers read and decode, and nothing else: images are brought to one size, uint8, by
+    :func:`~lightning_cnnopt.data.decoding.to_pixels`, and augmented on the device as those of any of our data modules. See
+    :class:`~lightning_cnnopt.data.streams.loader.StreamLoader` for epochs, ranks and resuming.
     There are no class counts, so techniques that go by them want ``counts=``.
 
     Args:
@@ -121,6 +122,11 @@ class StreamedImages(DeviceAugmented):
     @override
     def has_validation(self) -> bool:
         return self.source("val") is not None
+
+    @property
+    @override
+    def has_test(self) -> bool:
+        return self.source("test") is not None
 
     @property
     def num_train_samples(self) -> int:

@@ -10,8 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cnnopt.core.errors import DataError
-from lightning_cnnopt.data.streams.base import StreamedImages, import_extra
-from lightning_cnnopt.data.streams.loader import Source, to_pixels
+from lightning_cnnopt.data.decoding import to_pixels
+from lightning_cnnopt.data.streams.base import StreamDataModule, import_extra
+from lightning_cnnopt.data.streams.loader import Source
 
 
 class HuggingFaceSource:
@@ -71,7 +72,7 @@ class HuggingFaceSource:
             raise DataError(f"The image {path or 'of a row without a path'} can't be read: {error}") from error
 
 
-class HuggingFaceImages(StreamedImages):
+class HuggingFaceImages(StreamDataModule):
     """Streams a data set of the Hugging Face hub, or of files, through the package ``datasets``.
 
     Nothing is downloaded as a whole: rows are read as they are needed. Where the number of files is a multiple of that of the

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torchvision.transforms.v2.functional import pil_to_tensor
 from typing_extensions import override
 
 from lightning_cnnopt.core.errors import DataError, check_range
@@ -172,24 +170,6 @@ class _Batches(IterableDataset[Any]):
 def draw_seed(stream: Stream) -> int:
     """Return a seed for the order of a source."""
     return int(torch.randint(2**62, (1,), generator=stream.generator))
-
-
-def to_pixels(picture: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:
-    """Return a picture as uint8 (C, H, W): turned as its EXIF data say, resized to cover ``size``, cut around its centre.
-
-    Transparency is dropped, palettes are looked up, and 16 bits are scaled to 8.
-
-    Example:
-        >>> to_pixels(Image.new("P", (40, 20)), 3, (8, 8)).shape
-        torch.Size([3, 8, 8])
-    """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):  # Pillow would cut its levels off at 255
-        picture = picture.convert("I").point(lambda level: level / 257)
-    picture = picture.convert({1: "L", 3: "RGB"}[channels])
-    if picture.size != size[::-1]:
-        picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BILINEAR)
-    return pil_to_tensor(picture)
 
 
 def _as_it_is(batch: Any) -> Any:

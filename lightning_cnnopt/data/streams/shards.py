@@ -14,8 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
-from lightning_cnnopt.data.streams.base import StreamedImages, import_extra
-from lightning_cnnopt.data.streams.loader import Source, to_pixels
+from lightning_cnnopt.data.decoding import to_pixels
+from lightning_cnnopt.data.streams.base import StreamDataModule, import_extra
+from lightning_cnnopt.data.streams.loader import Source
 
 
 class ShardSource:
@@ -92,7 +93,7 @@ class ShardSource:
             raise DataError(f"Sample {where} can't be read: {error}") from error
 
 
-class WebDatasetImages(StreamedImages):
+class WebDatasetImages(StreamDataModule):
     """Streams tar files ("shards"), through the package ``webdataset``: on disk, or wherever its addresses lead.
 
     A sample is the members of one name: an image, and a file with its class as a number, such as ``0001.jpg`` and

@@ -302,7 +302,7 @@ def test_a_file_that_can_not_be_read_is_no_broken_image(on_broken, root, monkeyp
             raise PermissionError(13, "Permission denied", str(path))
         return read_image(path, *rest)
 
-    monkeypatch.setattr("lightning_cnnopt.data.folder.decoding.read_image", refuse)
+    monkeypatch.setattr("lightning_cnnopt.data.decoding.read_image", refuse)
     with pytest.raises(DataError, match=r"inside.png can't be read: Permission denied"):
         _ = folder(root, on_broken=on_broken, size=4).train_set
 
@@ -328,13 +328,13 @@ def test_a_data_module_can_be_copied_and_pickled(root):
 def test_each_process_has_its_share_of_the_cores(root, monkeypatch):
     monkeypatch.setattr(datamodule, "usable_cores", lambda: 8)
     data = folder(root, num_workers=None)
-    assert data._workers() == 8
+    assert data._sources.workers == 8
     data.trainer = quiet_trainer(devices=3)
-    assert data._workers() == 2
-    assert folder(root, num_workers=5)._workers() == 5
+    assert data._sources.workers == 2
+    assert folder(root, num_workers=5)._sources.workers == 5
     monkeypatch.setattr(datamodule, "usable_cores", lambda: 100)
-    assert folder(root, num_workers=None, pack=False)._source("train").workers == 8
-    assert folder(root, num_workers=20, pack=False)._source("train").workers == 20
+    assert folder(root, num_workers=None, pack=False)._sources.of("train").workers == 8
+    assert folder(root, num_workers=20, pack=False)._sources.of("train").workers == 20
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,12 @@ def test_a_table_without_splits_is_training_data_and_its_order_does_not_count(tm
     lines = ["images/b.png,dog", "images/a.png,cat", "images/c.png,cat"]
     first = ImageFolder(**table(tmp_path, "\n".join(["file,label", *lines])))
     assert rows(first) == {"a": 0, "b": 1, "c": 0}
-    packed = first._source("train").path.stat()
+    packed = first._sources.of("train").path.stat()
     second = ImageFolder(
         **table(tmp_path, "\n".join(["\ufefflabel,file", *(",".join(reversed(r.split(","))) for r in lines[::-1])]), "")
     )
     assert rows(second) == rows(first)
-    assert second._source("train").path.stat().st_ino == packed.st_ino
+    assert second._sources.of("train").path.stat().st_ino == packed.st_ino
     with pytest.raises(DataError, match="no test split"):
         _ = first.test_set
 

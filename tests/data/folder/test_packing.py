@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lightning_cnnopt.core.errors import DataError
-from lightning_cnnopt.data import ImageFolder
-from lightning_cnnopt.data.folder import cache, decoding, packing, survey, workers
+from lightning_cnnopt.data import ImageFolder, decoding
+from lightning_cnnopt.data.folder import cache, packing, survey, workers
 
 from .files import make_folder, pixels, save
 
@@ -278,7 +278,7 @@ def test_of_several_processes_that_start_at_once_one_decodes(tmp_path, monkeypat
         torch.set_num_threads(1)
         together.wait()
         data = folder(root)
-        results.put((data.train_set.images.sum().item(), str(data._source("train").token)))
+        results.put((data.train_set.images.sum().item(), str(data._sources.of("train").token)))
 
     monkeypatch.setattr(packing, "read_as", Slow(log, 0.03))
     children = [forked.Process(target=run) for _ in range(3)]
@@ -290,12 +290,12 @@ def test_of_several_processes_that_start_at_once_one_decodes(tmp_path, monkeypat
     assert len(log.read_text().splitlines()) == 8
     monkeypatch.undo()
     data = folder(root)
-    assert found == {(sources(data).sum().item(), data._source("train").token)}
+    assert found == {(sources(data).sum().item(), data._sources.of("train").token)}
 
 
 def test_copies_of_packed_images_map_the_same_file(tmp_path):
     data = folder(make_folder(tmp_path, COUNTS))
-    packed = data._source("train")
+    packed = data._sources.of("train")
     expected = data.train_set.images.clone()
     other = pickle.dumps(packed)
     for same in (copy.deepcopy(packed), pickle.loads(other)):

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lightning_cnnopt import ImageClassifier
 from lightning_cnnopt.augmentation import MixUp, PaddedCrop
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
 from lightning_cnnopt.core.randomness import gather
 from lightning_cnnopt.data.streams import base, loader
-from lightning_cnnopt.data.streams.base import StreamedImages
-from lightning_cnnopt.data.streams.loader import StreamLoader, to_pixels
+from lightning_cnnopt.data.streams.base import StreamDataModule
+from lightning_cnnopt.data.streams.loader import StreamLoader
 from tests.lightning_tools import Foreign, Killed, SaveAtBatch, assert_same_weights, quiet_trainer, weights_of
 
 
@@ -44,7 +40,7 @@ class Numbers:
         return torch.full((1, 4, 4), sample, dtype=torch.uint8), sample % 3
 
 
-class Streamed(StreamedImages):
+class Streamed(StreamDataModule):
     def __init__(self, count=24, **arguments):
         self.count = count
         defaults = {"image_size": 4, "in_channels": 1, "num_classes": 3, "train_samples": 24, "batch_size": 4, "workers": 2}
@@ -178,40 +174,6 @@ def test_an_empty_source_is_said():
         _ = Streamed(0).mean
 
 
-def in_one_format(picture, kind):
-    held = io.BytesIO()
-    picture.save(held, kind)
-    held.seek(0)
-    return Image.open(held)
-
-
-def test_pixels_are_those_of_the_picture():
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    picture = in_one_format(Image.fromarray(pixels), "PNG")
-    assert np.array_equal(to_pixels(picture, 3, (5, 7)).permute(1, 2, 0).numpy(), pixels)
-    grey = in_one_format(Image.fromarray(pixels[..., 0]), "PNG")
-    assert np.array_equal(to_pixels(grey, 1, (5, 7))[0].numpy(), pixels[..., 0])
-    assert torch.equal(to_pixels(grey, 3, (5, 7)), to_pixels(grey, 1, (5, 7)).expand(3, -1, -1))
-    see_through = in_one_format(Image.fromarray(np.dstack([pixels, pixels[..., :1]]), "RGBA"), "PNG")
-    assert torch.equal(to_pixels(see_through, 3, (5, 7)), to_pixels(picture, 3, (5, 7)))
-
-
-def test_sixteen_bits_are_scaled_to_eight():
-    levels = np.array([[0, 257 * 100, 65535]], np.uint16)
-    assert to_pixels(in_one_format(Image.fromarray(levels), "PNG"), 1, (1, 3)).tolist() == [[[0, 100, 255]]]
-
-
-def test_another_size_is_covered_and_cut_around_the_centre_and_exif_turns():
-    pixels = np.zeros((4, 12), np.uint8)
-    pixels[:, 4:8] = 200  # the middle third
-    assert to_pixels(Image.fromarray(pixels), 1, (4, 4)).unique().tolist() == [200]
-    turned = Image.fromarray(pixels)
-    turned.getexif()[0x0112] = 6
-    held = io.BytesIO()
-    turned.save(held, "PNG", exif=turned.getexif())
-    assert to_pixels(Image.open(held), 1, (12, 4)).shape == (1, 12, 4)
-
-
 # in a data module
 
 
@@ -303,8 +265,9 @@ def test_validation_takes_every_sample_and_augments_none():
     assert sorted(module.validated) == [label for label in range(3) for _ in range(8)]
 
 
-def test_it_says_whether_it_validates():
+def test_it_says_whether_it_validates_and_tests():
     assert Streamed().has_validation
+    assert not Streamed().has_test
     data = Streamed()
     data.source = lambda split: None if split == "val" else Numbers()
     assert not data.has_validation

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import warnings
 
 import numpy as np
@@ -13,10 +14,11 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as transforms
 
 from lightning_cnnopt.core.errors import DataError
-from lightning_cnnopt.data.folder import read_image
-from lightning_cnnopt.data.folder.decoding import read_header
+from lightning_cnnopt.data import read_image
+from lightning_cnnopt.data.decoding import read_header, to_pixels
+from lightning_cnnopt.data.streams.shards import ShardSource
 
-from .files import MODES, pixels, save, save_png16, smooth
+from .folder.files import MODES, pixels, save, save_png16, smooth
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sides = st.integers(1, 12)
@@ -205,3 +207,79 @@ def test_damage_gives_an_image_or_our_error(ending, data, tmp_path):
 def test_a_file_that_is_not_there_is_no_broken_image(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "gone.png")
+
+
+# a picture that a stream has opened
+
+
+def in_one_format(picture, kind):
+    held = io.BytesIO()
+    picture.save(held, kind)
+    held.seek(0)
+    return Image.open(held)
+
+
+def test_pixels_are_those_of_the_picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    picture = in_one_format(Image.fromarray(pixels), "PNG")
+    assert np.array_equal(to_pixels(picture, 3, (5, 7)).permute(1, 2, 0).numpy(), pixels)
+    grey = in_one_format(Image.fromarray(pixels[..., 0]), "PNG")
+    assert np.array_equal(to_pixels(grey, 1, (5, 7))[0].numpy(), pixels[..., 0])
+    assert torch.equal(to_pixels(grey, 3, (5, 7)), to_pixels(grey, 1, (5, 7)).expand(3, -1, -1))
+    see_through = in_one_format(Image.fromarray(np.dstack([pixels, pixels[..., :1]]), "RGBA"), "PNG")
+    assert torch.equal(to_pixels(see_through, 3, (5, 7)), to_pixels(picture, 3, (5, 7)))
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+    levels = np.array([[0, 257 * 100, 65535]], np.uint16)
+    assert to_pixels(in_one_format(Image.fromarray(levels), "PNG"), 1, (1, 3)).tolist() == [[[0, 100, 255]]]
+
+
+def test_16_bits_of_every_level_are_torchvisions_8():
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = transforms.to_dtype(torch.from_numpy(levels)[None], torch.uint8, scale=True)
+    assert torch.equal(to_pixels(Image.fromarray(levels), 1), expected)
+    assert torch.equal(to_pixels(Image.fromarray(levels), 3), expected.expand(3, -1, -1))
+
+
+@quick
+@given(
+    kind=st.sampled_from([("PNG", mode) for mode in MODES] + [("PNG", "I;16"), ("JPEG", "L"), ("JPEG", "RGB")]),
+    channels=st.sampled_from([1, 3]),
+    size=st.sampled_from([None, (8, 8), (12, 5)]),
+    is_decoded=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_a_file_and_the_picture_of_a_stream_become_the_same_pixels(kind, channels, size, is_decoded, seed, tmp_path):
+    form, mode = kind
+    image = Image.fromarray(pixels(20, 24, 1, seed, 65536)) if mode == "I;16" else image_of(mode, 20, 24, seed)[0]
+    path = save(tmp_path / f"image.{form.lower()}", image)
+    sample = {"__key__": "image", "__url__": "tar", "png": path.read_bytes(), "cls": b"3"}
+    of_file = read_image(path, channels, size)
+    if size is not None:
+        of_stream, target = ShardSource(["tar"], ["png"], "cls", channels, size, 1).decode(sample)
+        assert torch.equal(of_stream, of_file)
+        assert target == 3
+    picture = Image.open(path)
+    if is_decoded:
+        picture.load()
+    assert torch.equal(to_pixels(picture, channels, size), of_file)
+
+
+def test_a_picture_keeps_what_it_was(tmp_path):
+    picture = Image.open(save(tmp_path / "palette.png", image_of("P", 6, 8, 0)[0], transparency=bytes(range(256))))
+    first = to_pixels(picture)
+    assert picture.mode == "P"
+    assert "transparency" in picture.info
+    assert torch.equal(to_pixels(picture), first)
+
+
+def test_another_size_is_covered_and_cut_around_the_centre_and_exif_turns():
+    pixels = np.zeros((4, 12), np.uint8)
+    pixels[:, 4:8] = 200  # the middle third
+    assert to_pixels(Image.fromarray(pixels), 1, (4, 4)).unique().tolist() == [200]
+    turned = Image.fromarray(pixels)
+    turned.getexif()[0x0112] = 6
+    held = io.BytesIO()
+    turned.save(held, "PNG", exif=turned.getexif())
+    assert to_pixels(Image.open(held), 1, (12, 4)).shape == (1, 12, 4)

@@ -1,4 +1,4 @@
-"""An image file as a tensor: eight bits a channel, upright, grey or RGB, of the size asked for."""
+"""An image as a tensor: eight bits a channel, upright, grey or RGB, of the size asked for. Folders and streams share it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,7 @@ _OVER = 2
 
 
 def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None = None, resize: Resize = "crop") -> Tensor:
-    """Decode a file.
-
-    Transparency is dropped, 16 bits become their upper 8, and the rotation that EXIF states is done, so this is what
-    torchvision's ``decode_image`` returns, for every format that Pillow reads. Of several frames the first counts.
-
-    Resizing is bilinear with antialiasing, torchvision's. A JPEG more than four times too large is decoded at a half, a
-    quarter or an eighth of its size first, still at least twice too large, so that the result differs by few levels.
+    """Decode a file, by Pillow; what becomes of its levels is said by :func:`to_pixels`.
 
     Args:
         path: The file.
@@ -54,15 +48,47 @@ def read_image(path: str | Path, channels: int = 3, size: tuple[int, int] | None
         tensor([255,   0,   0], dtype=torch.uint8)
     """
     try:
-        with Image.open(path) as image:
-            if size is not None:
-                _draft(image, size, resize)
-            image.load()
-            upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
-            levels = _levels(upright, image.format, channels)
+        with Image.open(path) as picture:
+            return to_pixels(picture, channels, size, resize)
     except Exception as error:  # decoders raise all kinds of exceptions on damaged files
         raise _named(path, error) from error
-    result = torch.from_numpy(levels).permute(2, 0, 1)
+
+
+def to_pixels(picture: Image.Image, channels: int = 3, size: tuple[int, int] | None = None, resize: Resize = "crop") -> Tensor:
+    """Return the levels of a picture of Pillow's, which is decoded if it was only opened.
+
+    - Transparency is dropped: the colours are those that were stored, whatever lies behind them. That is what Pillow's
+      ``convert`` and torchvision's ``decode_image`` do.
+    - Of 16 bits the upper 8 count, ``level >> 8``. That is torchvision's rule (``to_dtype(…, scale=True)``), and Pillow's for
+      colours, which it does not hand out in 16 bits; so grey and colour are alike. Levels that were widened from 8 bits come
+      back as they were. Pillow's ``convert`` would clip grey ones at 255.
+    - The rotation that EXIF states is done, palettes are looked up, and of several frames the current one counts.
+    - Resizing is bilinear with antialiasing, torchvision's. A JPEG that was only opened, and is more than four times too
+      large, is decoded at a half, a quarter or an eighth of its size first, still at least twice too large, so that the
+      result differs by few levels.
+
+    Args:
+        picture: Opened or decoded.
+        channels: 1 for grey (ITU-R 601 luma) or 3 for RGB.
+        size: Height and width of the result; by default those of the picture.
+        resize: As for :func:`read_image`.
+
+    Returns:
+        (channels, height, width), uint8.
+
+    Raises:
+        ValueError: If it has levels whose range can't be known (32 bits).
+        Exception: Whatever Pillow's decoder raises of a damaged picture.
+
+    Example:
+        >>> to_pixels(Image.new("P", (40, 20)), 3, (8, 8)).shape
+        torch.Size([3, 8, 8])
+    """
+    if size is not None:
+        _draft(picture, size, resize)
+    picture.load()
+    upright = ImageOps.exif_transpose(picture) if picture.getexif().get(_ORIENTATION, 1) != 1 else picture
+    result = torch.from_numpy(_levels(upright, picture.format, channels)).permute(2, 0, 1)
     if size is not None and result.shape[1:] != size:
         result = _resized(result, size, resize)
     return result.expand(channels, -1, -1).contiguous()
@@ -133,7 +159,9 @@ def _levels(image: Image.Image, format: str | None, channels: int) -> np.ndarray
         return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits a level (mode {image.mode}), whose range is not known; save it with 8 or 16")
-    image.info.pop("transparency", None)
+    if "transparency" in image.info:  # else Pillow warns that it drops it
+        image = image.copy()
+        del image.info["transparency"]
     grey = channels == 1 or image.mode in _GREY
     mode = "L" if grey else "RGB"
     levels = np.array(image if image.mode == mode else image.convert(mode))  # to convert to the same mode is to copy

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lightning_cnnopt.data.folder.decoding import Resize, Shape, read_as
+from lightning_cnnopt.data.decoding import Resize, Shape, read_as
 from lightning_cnnopt.data.folder.listing import Files
 from lightning_cnnopt.data.folder.workers import Problem, attempt, check_problem, in_workers
 from lightning_cnnopt.data.image_set import ImageSet
@@ -20,7 +20,7 @@ from lightning_cnnopt.data.resident import ResidentLoader
 
 
 @dataclass(frozen=True)
-class StreamedImages:
+class UnpackedImages:
     """Images that are decoded in worker processes each time that they are asked for.
 
     Args:
@@ -60,7 +60,7 @@ class StreamedImages:
         return read_as(path, self.shape, self.resize)
 
 
-class StreamedSet(ImageSet):
+class UnpackedSet(ImageSet):
     """Images in files with their targets; the whole is not in memory, only the numbers of its files.
 
     Args:
@@ -69,7 +69,7 @@ class StreamedSet(ImageSet):
         places: (M,) which of them are meant; all by default.
     """
 
-    def __init__(self, source: StreamedImages, targets: Tensor, places: Tensor | None = None) -> None:
+    def __init__(self, source: UnpackedImages, targets: Tensor, places: Tensor | None = None) -> None:
         super().__init__(torch.arange(len(targets)).unsqueeze(1), targets, places)
         self.source = source
 
@@ -80,8 +80,8 @@ class StreamedSet(ImageSet):
         return torch.cat(list(self.source.read(super().images.flatten().split(64))))
 
     @override
-    def __getitem__(self, index: Any) -> StreamedSet:
-        return StreamedSet(self.source, self.whole_targets, super().__getitem__(index).places)
+    def __getitem__(self, index: Any) -> UnpackedSet:
+        return UnpackedSet(self.source, self.whole_targets, super().__getitem__(index).places)
 
 
 class DecodingLoader:
@@ -95,7 +95,7 @@ class DecodingLoader:
         data: The set.
     """
 
-    def __init__(self, order: ResidentLoader, data: StreamedSet) -> None:
+    def __init__(self, order: ResidentLoader, data: UnpackedSet) -> None:
         self.order = order
         self.data = data
         self.batch_size = order.batch_size
@@ -135,7 +135,7 @@ class DecodingLoader:
 
 
 class _Samples(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, data: StreamedSet) -> None:
+    def __init__(self, data: UnpackedSet) -> None:
         self.data = data
 
     def __len__(self) -> int:
