@@ -14,9 +14,10 @@ from lightning_cnnopt.augmentation.alternating import AlternatingFlip, check_alt
 from lightning_cnnopt.augmentation.functional.colours import Recolouring
 from lightning_cnnopt.augmentation.functional.copies import Placement
 from lightning_cnnopt.augmentation.functional.warps import Outside, warp
-from lightning_cnnopt.augmentation.transforms.base import ExactCopy, Geometric, LinearColour, Transform
+from lightning_cnnopt.augmentation.transforms.base import ColourStep, ExactCopy, Geometric, LinearColour, Transform
 from lightning_cnnopt.augmentation.transforms.colours import Brightness, Contrast, Hue, Saturation
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
+from lightning_cnnopt.core.memory import keep_freed_memory
 from lightning_cnnopt.core.randomness import Stream
 from lightning_cnnopt.core.spec import listed
 
@@ -30,7 +31,8 @@ class Augment:
     - transforms that resample multiply into one matrix for each sample, and resample once; so do exact copies next to them.
       What lies outside the image is seen once, too: where a chain taken step by step would have lost a corner and turned the
       loss back into sight, the image itself is seen;
-    - linear changes of colour multiply into one matrix for each sample. Levels are cut off at black and white once, at the end.
+    - linear changes of colour multiply into one matrix for each sample, and a hue behind them is turned on the way. Levels are
+      cut off at black and white once, behind the matrix.
 
     Everything else is a pass of its own. Nothing is reordered, and draws are those of the transforms one by one.
 
@@ -52,7 +54,7 @@ class Augment:
         >>> print(augment.explain())
         4 transforms in 2 passes over the images:
         1. one exact copy: HorizontalFlip(p=0.5), PaddedCrop(padding=4, mode='constant')
-        2. one matrix of colour: Brightness(strength=0.4, p=1.0), Contrast(strength=0.4, p=1.0)
+        2. one change of colour: Brightness(strength=0.4, p=1.0), Contrast(strength=0.4, p=1.0)
     """
 
     def __init__(self, transforms: Transform | Sequence[Transform] = (), seed: int | None = None) -> None:
@@ -78,6 +80,8 @@ class Augment:
         Raises:
             ConfigurationError: If ``AlternatingFlip`` is in the chain and the epoch is not given.
         """
+        if images.device.type == "cpu":
+            keep_freed_memory()
         for step in self.passes:
             transform = step.transforms[0]
             if isinstance(transform, AlternatingFlip):
@@ -194,9 +198,9 @@ class Resampling(Pass):
 
 
 class Colouring(Pass):
-    """Changes colours linearly, once."""
+    """Changes colours, linear steps at once, and turns the hue in the same pass."""
 
-    what = "one matrix of colour"
+    what = "one change of colour"
 
     @override
     def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -207,7 +211,8 @@ class Colouring(Pass):
 
     @override
     def joined(self, transform: Transform) -> Pass | None:
-        return Colouring([*self.transforms, transform]) if isinstance(transform, LinearColour) else None
+        joins = isinstance(self.transforms[-1], LinearColour) and isinstance(transform, ColourStep)
+        return Colouring([*self.transforms, transform]) if joins else None
 
 
 class Compound(Transform):
@@ -288,7 +293,7 @@ def _taken_apart(transforms: Sequence[Transform]) -> list[Transform]:
 
 
 def _begun(transform: Transform) -> Pass:
-    for base, kind in ((ExactCopy, Copying), (Geometric, Resampling), (LinearColour, Colouring)):
+    for base, kind in ((ExactCopy, Copying), (Geometric, Resampling), (ColourStep, Colouring)):
         if isinstance(transform, base):
             return kind([transform])
     return Alone([transform])

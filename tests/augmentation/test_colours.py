@@ -90,6 +90,24 @@ def test_a_hue_is_torchvisions_sample_by_sample_within_a_level(channels, dtype):
     assert levels_apart(hue(images, shifts), expected) <= 1
 
 
+@kinds
+@pytest.mark.parametrize("shifts", [[-0.5, -0.2, 0.1, 0.05, 0.5], [0.0, 0.3, 0.0, 0.1, 0.0]], ids=["all", "some"])
+def test_a_hue_behind_other_colours_in_one_pass_is_to_the_bit_one_behind_them(shifts, dtype):
+    images, shifts = images_of(5, 3, dtype=dtype), torch.tensor(shifts)
+    factors = FACTORS[[0, 1, 4, 3, 1]]
+    linear = Recolouring(images).brightness(factors).saturation(factors)
+    assert torch.equal(
+        linear.hue(shifts).apply(), hue(Recolouring(images).brightness(factors).saturation(factors).apply(), shifts)
+    )
+
+
+def test_bytes_that_are_only_inverted_are_inverted_to_the_bit():
+    images = images_of(5)
+    changed = Recolouring(images).inverted(torch.tensor([1, 0, 1, 1, 0]).bool()).apply()
+    assert torch.equal(changed[[0, 2, 3]], 255 - images[[0, 2, 3]])
+    assert torch.equal(changed[[1, 4]], images[[1, 4]])
+
+
 def test_a_full_circle_of_hues_leads_back():
     images = images_of(4, dtype=torch.float64)
     turned = images

@@ -1,4 +1,4 @@
-"""Colour transforms: those that are linear in a pixel as one matrix per sample, and the hue."""
+"""Colour transforms: those that are linear in a pixel as one matrix per sample, and the hue, in one pass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_cnnopt.augmentation.functional.layout import (
+    at_once,
     chosen,
     from_levels,
     highest_level,
-    per_sample,
     to_levels,
     where_changed,
 )
@@ -23,10 +23,10 @@ LUMA = (0.2989, 0.587, 0.114)
 
 @dataclass
 class Recolouring:
-    """A chain of linear changes of colour of a batch, its own for each sample, that is one matrix: y = M · x + b.
+    """A chain of changes of colour of a batch, its own for each sample: linear ones, y = M · x + b, and the hue behind them.
 
-    Every method but :meth:`apply` takes one more step and returns the chain. Levels are cut off at black and white once, at
-    the end; steps taken one by one cut off after each.
+    Every method but :meth:`apply` takes one more step and returns the chain. Linear steps are one matrix; what they make is cut
+    off at black and white once, where steps taken one by one cut off after each.
 
     Args:
         images: (N, C, H, W), what is to be changed; the mean grey of each, which contrast turns about, is taken from it.
@@ -44,6 +44,7 @@ class Recolouring:
         self._scale = torch.ones(count, 1, 1)  # of all channels alike, as long as none goes into another
         self._matrix: Tensor | None = None
         self._offset = torch.zeros(count, channels, 1)
+        self._turn = torch.zeros(count)
 
     def brightness(self, factor: Tensor) -> Recolouring:
         """Multiply by ``factor`` (N,)."""
@@ -78,22 +79,54 @@ class Recolouring:
         self._offset = self._offset + where.view(-1, 1, 1).float()
         return self
 
+    def hue(self, shift: Tensor) -> Recolouring:
+        """Turn the hue by ``shift`` (N,) of a full circle, saturation and value kept. It has to be the last step."""
+        channels = self.images.shape[1]
+        if channels > 1:
+            _check_colours("hue", channels)
+            self._turn = shift.cpu()
+        return self
+
     def apply(self) -> Tensor:
-        """Return the changed images, in the type of the given ones; uint8 is rounded down, as torchvision does."""
+        """Return the changed images, in the type of the given ones; bytes are rounded down, but for hues."""
         images = self.images
         matrix = self._scale if self._matrix is None else self._matrix
-        changed = (matrix != torch.eye(matrix.shape[-1])).flatten(1).any(1) | self._offset.flatten(1).any(1)
+        mixed = (matrix != torch.eye(matrix.shape[-1])).flatten(1).any(1) | self._offset.flatten(1).any(1)
+        turned = self._turn != 0
+        if torch.equal(mixed, turned):
+            return where_changed(images, mixed, lambda part, places: self._changed(part, places, mixes=True, turns=True))
+        if mixed.any():
+            images = where_changed(images, mixed, lambda part, places: self._changed(part, places, mixes=True))
+        if turned.any() or images is self.images:
+            images = where_changed(images, turned, lambda part, places: self._changed(part, places, turns=True))
+        return images
 
-        def recoloured(part: Tensor, places: Tensor) -> Tensor:
-            levels, top = to_levels(part), highest_level(part)
-            flat = levels.flatten(2)
-            # bytes are rounded down: what is a whole level but for the error of a float has to stay one
-            shift = self._offset * top + (1e-3 if part.dtype == torch.uint8 else 0.0)
-            factor, offset = (t[places].to(flat.device, flat.dtype) for t in (matrix, shift))
-            mixed = flat.mul_(factor).add_(offset) if self._matrix is None else torch.baddbmm(offset, factor, flat)
-            return from_levels(mixed.clamp_(0, top).view(part.shape), part, down=True)
+    def _changed(self, part: Tensor, places: Tensor, *, mixes: bool = False, turns: bool = False) -> Tensor:
+        if mixes and not turns and part.dtype == torch.uint8 and self._only_inverts(places):
+            return part.bitwise_not()
+        levels = to_levels(part).flatten(2)
+        if mixes:
+            levels = self._mixed(levels, places, part)
+            if turns and part.dtype == torch.uint8:
+                levels.floor_()
+        if turns:
+            levels = _turned(levels, self._turn[places])
+        return from_levels(levels.view(len(part), -1, *part.shape[2:]), part, down=not turns).expand(part.shape)
 
-        return where_changed(images, changed, recoloured)
+    def _mixed(self, levels: Tensor, places: Tensor, part: Tensor) -> Tensor:
+        """Return (n, C, pixels) after the linear steps, cut off; of one channel where all would be alike."""
+        top = highest_level(part)
+        # bytes are rounded down: what is a whole level but for the error of a float has to stay one
+        shift = self._offset[places] * top + (1e-3 if part.dtype == torch.uint8 else 0.0)
+        factor = (self._scale if self._matrix is None else self._matrix)[places]
+        if self._matrix is not None and all((rows == rows[:, :1]).all() for rows in (factor, shift)):
+            factor, shift = factor[:, :1], shift[:, :1]
+        factor, shift = factor.to(levels), shift.to(levels)
+        mixed = levels.mul_(factor).add_(shift) if self._matrix is None else torch.baddbmm(shift, factor, levels)
+        return mixed.clamp_(0, top)
+
+    def _only_inverts(self, places: Tensor) -> bool:
+        return self._matrix is None and bool((self._scale[places] == -1).all() and (self._offset[places] == 1).all())
 
     def _scaled(self, factor: Tensor) -> Recolouring:
         factor = factor.view(-1, 1, 1).float()
@@ -104,19 +137,22 @@ class Recolouring:
 
     def _mean_grey(self, places: Tensor) -> Tensor:
         """Return (n, 1, 1), the mean of what the chain makes of the images at ``places``, in grey, with white as 1."""
+        return torch.cat([self._mean_grey_of(some) for some in places.split(at_once(self.images))])
+
+    def _mean_grey_of(self, places: Tensor) -> Tensor:
         channels, top = self.images.shape[1], highest_level(self.images)
-        luma = (torch.tensor(LUMA) if channels == 3 else torch.full((channels,), 1 / channels)).view(1, -1)
         # summed in one order, whatever the layout
         levels = to_levels(chosen(self.images, places).contiguous()).flatten(2)
         scale, offset = self._scale[places], self._offset[places]
-        means = levels.mean(2, keepdim=True).cpu().float() / top
-        mean = luma @ ((means * scale if self._matrix is None else self._matrix[places] @ means) + offset)
-        if self._matrix is None and channels == 3 and self.images.dtype == torch.uint8:
+        given = self._matrix is None and bool((scale == 1).all()) and not offset.any()
+        if given and channels == 3 and self.images.dtype == torch.uint8:
             # of an image as it is torchvision takes the mean of greys that it rounded down
-            grey = torch.matmul(luma.to(levels), levels).floor_().mean(2, keepdim=True).cpu().float() / top
-            unchanged = (scale == 1) & (offset == 0).all(1, keepdim=True)
-            mean = torch.where(unchanged, grey, mean)
-        return mean
+            red, green, blue = levels.unbind(1)
+            grey = (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).floor_()
+            return grey.mean(1).cpu().float().view(-1, 1, 1) / top
+        luma = (torch.tensor(LUMA) if channels == 3 else torch.full((channels,), 1 / channels)).view(1, -1)
+        means = levels.mean(2, keepdim=True).cpu().float() / top
+        return luma @ ((means * scale if self._matrix is None else self._matrix[places] @ means) + offset)
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -126,31 +162,26 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
         >>> hue(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor([1 / 3])).flatten().round().tolist()
         [0.0, 1.0, 0.0]
     """
-    channels = images.shape[1]
-    if channels == 1 or images.numel() == 0:
-        return images.clone()
-    _check_colours("hue", channels)
+    return Recolouring(images).hue(shift).apply()
 
-    def turned(part: Tensor, places: Tensor) -> Tensor:
-        levels = to_levels(part)
-        red, green, blue = levels.unbind(1)
-        value, least = levels.amax(1), levels.amin(1)
-        spread = value - least
-        safe = torch.where(spread == 0, torch.ones_like(spread), spread)
-        # the hue in sixths of the circle, from the colour that is strongest
-        sixths = torch.where(
-            value == red,
-            (green - blue) / safe,
-            torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-        )
-        sixths.add_(per_sample(6 * shift[places].to(sixths.dtype), sixths))
-        for channel, place in enumerate((5.0, 3.0, 1.0)):
-            distance = (sixths + place).remainder_(6)
-            share = torch.minimum(distance, 4 - distance).clamp_(0, 1)
-            torch.addcmul(value, spread, share, value=-1, out=levels[:, channel])
-        return from_levels(levels, part)
 
-    return where_changed(images, shift != 0, turned)
+def _turned(levels: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of (n, 3, pixels), which are written to, by ``shift`` (n,) of a circle.
+
+    Between the least and the greatest of a pixel's channels, as 0 and 1, the hue in sixths of the circle from red on is
+    ± (1 + green + blue - red), with the sign of green - blue; and of a hue h red is |h - 3| - 1, green 2 - |h - 2| and blue
+    2 - |h - 4|, cut off at 0 and 1. No pixel is looked up or chosen by a condition, which take longer than all of this.
+    """
+    red, green, blue = levels.unbind(1)
+    spread = torch.maximum(torch.maximum(red, green), blue)
+    least = torch.minimum(torch.minimum(red, green), blue)
+    spread.sub_(least)
+    sixths = (green + blue).sub_(red).sub_(least).div_(spread.clamp_min(1e-9)).add_(1).copysign_(green - blue)
+    circle = sixths.div_(6).add_(shift.to(levels).view(-1, 1))
+    sixths = circle.sub_(circle.floor()).mul_(6)
+    centre, slope, height = (levels.new_tensor(values).view(3, 1) for values in ((3, 2, 4), (1, -1, -1), (-1, 2, 2)))
+    shares = torch.sub(sixths.unsqueeze(1), centre, out=levels).abs_().mul_(slope).add_(height).clamp_(0, 1)
+    return torch.addcmul(least.unsqueeze(1), shares, spread.unsqueeze(1), out=levels)
 
 
 def _check_colours(what: str, channels: int) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_cnnopt.augmentation.functional.layout import check_images, chosen, like
+from lightning_cnnopt.augmentation.functional.layout import check_images, chosen, crossed, like
 
 PaddingMode = Literal["constant", "reflect"]
 
@@ -248,9 +248,7 @@ class Placement:
         """Return what was copied with 0 where nothing of the image is."""
         if self.rows.is_full() and self.columns.is_full():
             return copied
-        rows, columns = self.rows.inside().to(copied.device), self.columns.inside().to(copied.device)
+        inside = crossed(self.rows.inside().to(copied.device), self.columns.inside().to(copied.device))
         if copied.dtype == torch.uint8:  # products of bytes cost less than a choice between two tensors
-            inside = rows.view(torch.uint8)[:, None, :, None] * columns.view(torch.uint8)[:, None, None, :]
-            return copied.mul_(inside)
-        outside = ~(rows[:, None, :, None] & columns[:, None, None, :])
-        return copied.masked_fill_(outside, 0)
+            return copied.mul_(inside.view(torch.uint8))
+        return copied.masked_fill_(~inside, 0)

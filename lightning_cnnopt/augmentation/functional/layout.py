@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_cnnopt.core.errors import DataError
 
-_CACHED = 2**18
-"""Levels that are computed with at once on a CPU: as floats, a megabyte."""
+_CACHED = 2**20
+"""Levels that are computed with at once on a CPU: four megabytes of floats, a part of a last-level cache."""
 
 
 def check_images(images: Tensor, any_type: bool = False) -> None:
@@ -91,6 +91,46 @@ def chosen(images: Tensor, places: Tensor) -> Tensor:
     return images.reshape(len(images), -1).index_select(0, places.to(images.device)).view(-1, *images.shape[1:])
 
 
+def crossed(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return (N, 1, height, width), true where the row and the column of a pixel are: (N, height) and (N, width) booleans.
+
+    Example:
+        >>> crossed(torch.tensor([[True, False]]), torch.tensor([[False, True, True]])).int().tolist()
+        [[[[0, 1, 1], [0, 0, 0]]]]
+    """
+    count, height = rows.shape
+    width = columns.shape[1]
+    # each row is one of the columns' or empty: copying it whole takes less time than a product of every pixel
+    lines = torch.cat([columns.view(torch.uint8), columns.new_zeros(1, width, dtype=torch.uint8)])
+    index = torch.where(rows, torch.arange(count, device=rows.device)[:, None], count)
+    return lines.index_select(0, index.flatten()).view(torch.bool).view(count, 1, height, width)
+
+
+def at_once(images: Tensor) -> int:
+    """Return how many of the images are best computed with at once: on a CPU as many as stay in the cache.
+
+    Example:
+        >>> at_once(torch.zeros(1000, 3, 32, 32))
+        341
+    """
+    return max(1, len(images) if images.device.type != "cpu" else _CACHED // images[0].numel())
+
+
+def replaced(images: Tensor, places: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Return a copy of ``images`` in which the samples at ``places`` (n,) are those of ``parts``, which are n together.
+
+    Example:
+        >>> one = torch.ones(1, 1, 1, 1)
+        >>> replaced(torch.zeros(3, 1, 1, 1), torch.tensor([2, 0]), [one, 5 * one]).flatten()
+        tensor([5., 0., 1.])
+    """
+    index = torch.arange(len(images))
+    index[places] = torch.arange(len(places)) + len(images)
+    # torch puts rows together and takes them from there faster than it writes them to their places
+    rows = torch.cat([part.flatten(1) for part in (images, *parts)])
+    return rows.index_select(0, index.to(images.device)).view(images.shape)
+
+
 def where_changed(
     images: Tensor,
     changed: Tensor,
@@ -125,13 +165,11 @@ def where_changed(
     if len(places) == 0:
         return images.clone()
     whole = images.contiguous()
-    at_once = len(places) if images.device.type != "cpu" else max(1, _CACHED // images[0].numel())
-    result = whole.new_empty(len(images), images.shape[1], *(size or images.shape[-2:])) if everything else whole.clone()
-    for some in places.split(at_once):
-        if everything:
-            begin, end = int(some[0]), int(some[-1]) + 1
-            result[begin:end] = change(whole[begin:end], some)
-        else:
-            part = change(chosen(whole, some), some)
-            result.flatten(1).index_copy_(0, some.to(images.device), part.flatten(1))
+    if not everything:
+        parts = [change(chosen(whole, some), some) for some in places.split(at_once(whole))]
+        return like(replaced(whole, places, parts), images)
+    result = whole.new_empty(len(images), images.shape[1], *(size or images.shape[-2:]))
+    for some in places.split(at_once(whole)):
+        begin, end = int(some[0]), int(some[-1]) + 1
+        result[begin:end] = change(whole[begin:end], some)
     return like(result, images)

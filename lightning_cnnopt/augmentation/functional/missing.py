@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_cnnopt.augmentation.functional.layout import check_images, highest_level, like, where_changed
+from lightning_cnnopt.augmentation.functional.layout import check_images, crossed, highest_level, like, where_changed
 
 
 def rectangles(top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
@@ -19,8 +19,7 @@ def rectangles(top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: t
     rows, columns = torch.arange(size[0]), torch.arange(size[1])
     in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
     in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
-    inside = in_rows.view(torch.uint8)[:, None, :, None] * in_columns.view(torch.uint8)[:, None, None, :]
-    return inside.view(torch.bool)
+    return crossed(in_rows, in_columns)
 
 
 def erase(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
@@ -46,10 +45,12 @@ def erase(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tens
         inside = rectangles(top[places], left[places], height[places], width[places], size).to(part.device)
         if part.dtype == torch.uint8:  # products of bytes cost less than a choice between two tensors
             bytes_inside = inside.view(torch.uint8)
-            return (part * (1 - bytes_inside)).add_(bytes_inside * level)
+            kept = part * (1 - bytes_inside)
+            return kept.add_(bytes_inside * level) if level else kept
         return part.masked_fill(inside, level)
 
-    return where_changed(images, (height > 0) & (width > 0), erased)
+    # all of them if any: to go through those without a rectangle, too, costs less than to pick the others out
+    return where_changed(images, ((height > 0) & (width > 0)).any().expand(len(images)), erased)
 
 
 def select(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_cnnopt.augmentation.functional import layout
 from lightning_cnnopt.augmentation.functional.colours import Recolouring
 from lightning_cnnopt.augmentation.functional.filters import sharpness
 from lightning_cnnopt.augmentation.functional.levels import autocontrast, equalize, posterize, solarize
-from lightning_cnnopt.augmentation.functional.warps import Interpolation, affine_matrices, rotation_matrices, warp
+from lightning_cnnopt.augmentation.functional.warps import Interpolation, affine_matrices, warp
 
 OPERATIONS = (
     "identity",
@@ -59,39 +60,46 @@ def operate(
         >>> operate(images, torch.tensor([0, 1]), torch.tensor([0.0, 0.5]), ("identity", "solarize"))[:, 0, 0, 0].tolist()
         [200, 55]
     """
-    given, present = images, {operations[index] for index in chosen.unique().tolist()}
-
-    def where(name: str) -> Tensor:
-        return chosen == operations.index(name) if name in present else torch.zeros(len(chosen), dtype=torch.bool)
-
-    def drawn(name: str, otherwise: float) -> Tensor:
-        return torch.where(where(name), magnitude, otherwise)
-
-    size = (images.shape[-2], images.shape[-1])
-    if present.intersection(_GEOMETRIC):
-        images = warp(images, _matrices({name: drawn(name, 0.0) for name in _GEOMETRIC}, size), None, interpolation)
-    if present.intersection(("brightness", "saturation", "contrast")):
-        factors = {name: 1 + drawn(name, 0.0) for name in ("contrast", "brightness", "saturation")}
-        colours = Recolouring(images).contrast(factors["contrast"]).brightness(factors["brightness"])
-        images = colours.saturation(factors["saturation"]).apply()
-    if "sharpness" in present:
-        images = sharpness(images, 1 + drawn("sharpness", 0.0))
-    if "posterize" in present:
-        images = posterize(images, drawn("posterize", 8.0))
-    if "solarize" in present:
-        images = solarize(images, drawn("solarize", 2.0))
-    if "autocontrast" in present:
-        images = autocontrast(images, where("autocontrast"))
-    if "equalize" in present:
-        images = equalize(images, where("equalize"))
-    return images.clone() if images is given else images
+    layout.check_images(images)
+    if images.numel() == 0:
+        return images.clone()
+    given = images.contiguous()
+    changed, parts = [chosen.new_empty(0)], []
+    for names, change in _TOGETHER.items():
+        numbers = torch.tensor([operations.index(name) for name in names if name in operations])
+        places = torch.isin(chosen, numbers).nonzero().flatten()
+        if len(places):
+            here, drawn = chosen[places], magnitude[places]
+            magnitudes = {name: torch.where(here == operations.index(name), drawn, 0.0) for name in names if name in operations}
+            parts.append(change(layout.chosen(given, places), magnitudes, interpolation))
+            changed.append(places)
+    return layout.like(layout.replaced(given, torch.cat(changed), parts), images)
 
 
-def _matrices(magnitude: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-    """Return the matrix of each sample, of which at most one magnitude is not 0."""
-    still = torch.zeros_like(magnitude["rotate"])
-    shear = torch.stack([magnitude["shear_x"], magnitude["shear_y"]], 1).atan() * (180 / math.pi)
-    moved = torch.stack([magnitude["translate_x"], magnitude["translate_y"]], 1).trunc()
-    corner = (-size[1] / 2, -size[0] / 2)
-    sheared = affine_matrices(still, shear=shear, centre=corner)
-    return sheared @ affine_matrices(still, moved) @ rotation_matrices(magnitude["rotate"])
+def _moved(images: Tensor, magnitude: Mapping[str, Tensor], interpolation: Interpolation) -> Tensor:
+    still = torch.zeros(len(images))
+    shear_x, shear_y, right, down, turn = (magnitude.get(name, still) for name in _GEOMETRIC)
+    tangents = torch.stack([shear_x, shear_y], 1)
+    corner = torch.tensor([-images.shape[-1] / 2, -images.shape[-2] / 2])
+    # each image has only one of them, and only a shear is about the corner
+    about = torch.where(tangents.any(1, keepdim=True), corner, 0.0)
+    shifted, sheared = torch.stack([right, down], 1).trunc(), tangents.atan() * (180 / math.pi)
+    return warp(images, affine_matrices(-turn, shifted, shear=sheared, centre=about), None, interpolation)
+
+
+def _recoloured(images: Tensor, magnitude: Mapping[str, Tensor], interpolation: Interpolation) -> Tensor:
+    colours, same = Recolouring(images), torch.zeros(len(images))
+    contrast, brightness, saturation = (1 + magnitude.get(name, same) for name in ("contrast", "brightness", "saturation"))
+    return colours.contrast(contrast).brightness(brightness).saturation(saturation).apply()
+
+
+_TOGETHER: dict[tuple[str, ...], Callable[[Tensor, Mapping[str, Tensor], Interpolation], Tensor]] = {
+    _GEOMETRIC: _moved,
+    ("brightness", "saturation", "contrast"): _recoloured,
+    ("sharpness",): lambda images, magnitude, _: sharpness(images, 1 + magnitude["sharpness"]),
+    ("posterize",): lambda images, magnitude, _: posterize(images, magnitude["posterize"]),
+    ("solarize",): lambda images, magnitude, _: solarize(images, magnitude["solarize"]),
+    ("autocontrast",): lambda images, *_: autocontrast(images, torch.ones(len(images), dtype=torch.bool)),
+    ("equalize",): lambda images, *_: equalize(images, torch.ones(len(images), dtype=torch.bool)),
+}
+"""What does the operations that are one pass, given the magnitude of each, 0 for another's samples."""

@@ -79,20 +79,15 @@ def sampling_grid(matrices: Tensor, source: tuple[int, int], size: tuple[int, in
         size: Those of the result.
         finer: Points on each side of a pixel of the result.
     """
-    # torch's affine_grid does the same for affine matrices by a product of matrices, which takes longer
+    # torch's affine_grid does the same for affine matrices by a product of matrices, which takes longer; all x and all y each
+    # in a block of memory are what grid_sample reads fastest
     xs, ys = ((torch.arange(n * finer) - (n * finer - 1) / 2) / finer for n in (size[1], size[0]))
-    across, down = matrices[:, :, :1] * xs, matrices[:, :, 1:2] * ys + matrices[:, :, 2:]  # (N, 3, width), (N, 3, height)
-    grid = torch.empty(len(matrices), len(ys), len(xs), 2)
-    scales = (2 / source[1], 2 / source[0])
-    affine = bool((matrices[:, 2] == torch.tensor([0.0, 0.0, 1.0])).all())
-    for place, scale in enumerate(scales):
-        factor = scale if affine else 1.0
-        torch.add(down[:, place, :, None] * factor, across[:, place, None] * factor, out=grid[..., place])
-    if not affine:
-        depth = down[:, 2, :, None] + across[:, 2, None]
-        for place, scale in enumerate(scales):
-            grid[..., place].div_(depth).mul_(scale)
-    return grid
+    scale = torch.tensor([2 / source[1], 2 / source[0], 1.0]).view(3, 1)
+    across, down = matrices[:, :, :1] * xs * scale, (matrices[:, :, 1:2] * ys + matrices[:, :, 2:]) * scale
+    grid = down[:, :2, :, None] + across[:, :2, None]  # (N, 2, height, width)
+    if not (matrices[:, 2] == torch.tensor([0.0, 0.0, 1.0])).all():
+        grid.div_(down[:, 2:, :, None] + across[:, 2:, None])
+    return grid.permute(0, 2, 3, 1)
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
@@ -116,7 +111,7 @@ def affine_matrices(
     translation: Tensor | None = None,
     scale: Tensor | None = None,
     shear: Tensor | None = None,
-    centre: tuple[float, float] = (0.0, 0.0),
+    centre: tuple[float, float] | Tensor = (0.0, 0.0),
 ) -> Tensor:
     """Return the matrices of torchvision's ``affine``: a turn, a shift, a zoom and a shear about a point, one of each a sample.
 
@@ -125,7 +120,7 @@ def affine_matrices(
         translation: (N, 2) pixels to the right and down.
         scale: (N,) factors; above 1 things become larger.
         shear: (N, 2) angles in degrees, along x and along y.
-        centre: What stays where it is, (x, y) from the centre of the image.
+        centre: What stays where it is, (x, y) from the centre of the image; (N, 2) for another point in each.
 
     Returns:
         (N, 3, 3), from positions of the result to those of the image.
@@ -138,17 +133,16 @@ def affine_matrices(
     turn = torch.deg2rad(degrees.float())
     across, along = torch.deg2rad((torch.zeros(count, 2) if shear is None else shear).float()).unbind(1)
     # forwards: a turn of a shear along x and y, as torchvision states it
-    a = (turn - along).cos() / along.cos()
-    b = -(turn - along).cos() * across.tan() / along.cos() - turn.sin()
-    c = (turn - along).sin() / along.cos()
-    d = -(turn - along).sin() * across.tan() / along.cos() + turn.cos()
+    slope, shrunk = across.tan(), along.cos()
+    a, c = (turn - along).cos() / shrunk, (turn - along).sin() / shrunk
+    b, d = -a * slope - turn.sin(), -c * slope + turn.cos()
     zoom = torch.ones(count) if scale is None else scale.float()
     # backwards: the determinant of the forward matrix without zoom is 1
     matrices = torch.zeros(count, 3, 3)
     matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 0], matrices[:, 1, 1] = d / zoom, -b / zoom, -c / zoom, a / zoom
     matrices[:, 2, 2] = 1
     moved = torch.zeros(count, 2) if translation is None else translation.float()
-    point = torch.tensor(centre)
+    point = torch.as_tensor(centre)
     matrices[:, :2, 2] = point - torch.einsum("nij,nj->ni", matrices[:, :2, :2], moved + point)
     return matrices
 

@@ -105,8 +105,8 @@ class Geometric(Transform):
         return warp(images, matrices, self.result_size(size), self.interpolation, self.outside)
 
 
-class LinearColour(Transform):
-    """Base of transforms that are linear in a pixel's colour: neighbours multiply into one matrix for each sample."""
+class ColourStep(Transform):
+    """Base of transforms of colour: a linear one and its neighbour are one pass."""
 
     @abstractmethod
     def recolour(self, colours: Recolouring, generator: torch.Generator | None = None) -> Recolouring:
@@ -116,6 +116,10 @@ class LinearColour(Transform):
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the images in other colours."""
         return self.recolour(Recolouring(images), generator).apply()
+
+
+class LinearColour(ColourStep):
+    """Base of transforms that are linear in a pixel's colour: neighbours multiply into one matrix for each sample."""
 
 
 def happens(count: int, p: float, generator: torch.Generator | None) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cnnopt.augmentation.functional.colours import Recolouring, hue
-from lightning_cnnopt.augmentation.transforms.base import LinearColour, Transform, happens, uniform
+from lightning_cnnopt.augmentation.functional.colours import Recolouring
+from lightning_cnnopt.augmentation.transforms.base import ColourStep, LinearColour, happens, uniform
 from lightning_cnnopt.core.errors import check_range
 
 
@@ -108,7 +108,7 @@ class Inversion(LinearColour):
         return colours.inverted(happens(len(colours.images), self.p, generator))
 
 
-class Hue(Transform):
+class Hue(ColourStep):
     """Turns the hue of an image by a part of the circle from U(-strength, strength); saturation and value stay.
 
     Images of one channel stay as they are.
@@ -128,9 +128,7 @@ class Hue(Transform):
         self.p = p
 
     @override
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the images in other hues."""
-        shift = uniform(len(images), -self.strength, self.strength, generator)
-        if self.p < 1:
-            shift = torch.where(happens(len(images), self.p, generator), shift, 0.0)
-        return hue(images, shift)
+    def recolour(self, colours: Recolouring, generator: torch.Generator | None = None) -> Recolouring:
+        count = len(colours.images)
+        shift = uniform(count, -self.strength, self.strength, generator)
+        return colours.hue(shift if self.p == 1 else torch.where(happens(count, self.p, generator), shift, 0.0))
