@@ -90,6 +90,7 @@ def train(kind: str, root: str, out: Path) -> None:
     )
     # a network of next to no work
     trainer.fit(ImageClassifier(_small(ConvNet), **made.model_args()), made)
+    torch.distributed.destroy_process_group()  # gloo's threads, left running, now and then abort a process that ends
 
 
 def _small(network: Any) -> Any:
