@@ -21,7 +21,7 @@ def make_page(results: Path = ROOT / "benchmarks" / "results") -> str:
     """Return the page for the files of a folder: a section for each benchmark that has ended, in the order of their ids."""
     files = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     ended = [file for file in files if file.get("summary", {}) and "rows" in file["summary"]]
-    ended.sort(key=lambda file: (int(file["id"].strip("Pab")), file["benchmark"]))
+    ended.sort(key=lambda file: (int("".join(filter(str.isdigit, file["id"])) or 99), file["id"], file["benchmark"]))
     return "\n".join([_HEAD, *map(_section, ended)])
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from lightning_cnnopt.core.errors import DataError
 
 Resize = Literal["crop", "squash"]
+OnBroken = Literal["raise", "skip"]
+"""What is done about an image that can't be decoded: the run ends, or it is left out, and told."""
 Shape = tuple[int, int, int]
 """Channels, height and width."""
 

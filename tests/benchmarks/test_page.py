@@ -26,3 +26,12 @@ def test_a_row_has_its_figure_interval_and_goal_and_one_that_was_left_out_its_re
     assert "| c | d | d not installed | | at least 3 | | |" in page
     assert "On cpu fast, cores 2." in page
     assert page.count("## P3") == 1
+
+
+def test_sections_come_in_the_order_of_their_numbers_and_those_without_one_last(tmp_path):
+    for name in ("P10", "P3c", "decoding", "P3"):
+        head = {"benchmark": name, "id": name, "what": "w", "against": "z", "goal": "g", "command": "c"}
+        content = {**head, "summary": {"machine": "m", "rows": []}, "machines": {"m": {"cores": 2}}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    page = make_page(tmp_path)
+    assert [line[3:].split(":")[0] for line in page.splitlines() if line[:3] == "## "] == ["P3", "P3c", "P10", "decoding"]

@@ -57,11 +57,11 @@ def own_steps(monkeypatch):
     return CountOwn(monkeypatch).batches
 
 
-def recipe(several=None, ckpt_path=None, seed=1, extra=(), **arguments):
+def recipe(several=None, ckpt_path=None, seed=1, extra=(), per="sample", **arguments):
     """Train with all that acts on a step, and return the Trainer."""
     seed_everything(seed, verbose=False)
     model = harness.make_model(schedule=Warmup(Cosine(), "3st"), penalties=[L2(1e-3)])
-    data = harness.make_data(augmentation=[HorizontalFlip(), PaddedCrop(1)], mixing=MixUp(0.5))
+    data = harness.make_data(augmentation=[HorizontalFlip(), PaddedCrop(1)], mixing=MixUp(0.5, per=per))
     callbacks = [ScheduleMomentum(CounterCycle(0.5)), ScheduleWeightDecay(Cosine(), start=0.1, end=0.5), EMA(0.9)]
     callbacks += [ConstrainWeights(MaxNorm(0.5)), PenalizeActivations(ActivityL1(0.1)), FreezeStatistics(0.7), *extra]
     run = harness.trainer(
@@ -90,6 +90,13 @@ def test_training_ends_at_max_steps(max_steps):
     found = recipe(4, max_steps=max_steps, max_epochs=-1)
     assert found.global_step == max_steps
     assert not harness.differences(harness.state_of(expected), harness.state_of(found))
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_mixing_with_one_draw_a_step_draws_as_in_a_run_without(accumulated):
+    expected = harness.state_of(recipe(per="batch", accumulate_grad_batches=accumulated))
+    assert not harness.differences(expected, harness.state_of(recipe(4, per="batch", accumulate_grad_batches=accumulated)))
+    assert harness.differences(expected, harness.state_of(recipe(accumulate_grad_batches=accumulated)))
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from typing_extensions import override
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range
 from lightning_cnnopt.data.base import Task
 from lightning_cnnopt.data.datamodule import ImageDataModule
-from lightning_cnnopt.data.decoding import Resize
+from lightning_cnnopt.data.decoding import OnBroken, Resize
 from lightning_cnnopt.data.folder.labels import list_table
 from lightning_cnnopt.data.folder.listing import Listing, list_folders
 from lightning_cnnopt.data.folder.packed import PackedImages, level_sums
 from lightning_cnnopt.data.folder.sources import Sources
 from lightning_cnnopt.data.folder.unpacked import DecodingLoader, UnpackedSet
-from lightning_cnnopt.data.folder.workers import OnBroken, usable_cores
+from lightning_cnnopt.data.folder.workers import usable_cores
 from lightning_cnnopt.data.image_set import ImageSet, statistics_of
 from lightning_cnnopt.data.resident import ResidentLoader
 

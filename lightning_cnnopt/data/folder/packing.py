@@ -18,11 +18,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_cnnopt.core.errors import DataError
-from lightning_cnnopt.data.decoding import Resize, Shape, read_as
+from lightning_cnnopt.data.decoding import OnBroken, Resize, Shape, read_as
 from lightning_cnnopt.data.folder.cache import only_one, replace, write_json
 from lightning_cnnopt.data.folder.listing import Files
 from lightning_cnnopt.data.folder.packed import FORMAT, PackedImages, beside, file_bytes, image_bytes, level_sums, open_packed
-from lightning_cnnopt.data.folder.workers import OnBroken, Problem, attempt, check_problem, in_workers, parts_of
+from lightning_cnnopt.data.folder.workers import Problem, attempt, check_problem, in_workers, parts_of
 
 _PART, _PART_BYTES = 64, 2**24
 

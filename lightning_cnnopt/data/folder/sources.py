@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from lightning_cnnopt.core.errors import DataError
-from lightning_cnnopt.data.decoding import Resize, Shape
+from lightning_cnnopt.data.decoding import OnBroken, Resize, Shape
 from lightning_cnnopt.data.folder.listing import Listing, check_classes_left
 from lightning_cnnopt.data.folder.packed import PackedImages
 from lightning_cnnopt.data.folder.packing import pack
 from lightning_cnnopt.data.folder.survey import Survey, find_broken, survey, tell_broken
 from lightning_cnnopt.data.folder.unpacked import UnpackedImages, UnpackedSet
-from lightning_cnnopt.data.folder.workers import OnBroken, Problem, check_problem
+from lightning_cnnopt.data.folder.workers import Problem, check_problem
 from lightning_cnnopt.data.image_set import ImageSet
 
 _WHILE_TRAINING = 8

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_cnnopt.core.errors import DataError
-from lightning_cnnopt.data.decoding import read_header, read_image
+from lightning_cnnopt.data.decoding import OnBroken, read_header, read_image
 from lightning_cnnopt.data.folder.cache import only_one, read_json, write_json
 from lightning_cnnopt.data.folder.listing import Files
 from lightning_cnnopt.data.folder.packed import beside
-from lightning_cnnopt.data.folder.workers import OnBroken, Problem, attempt, check_problem, in_workers, parts_of
+from lightning_cnnopt.data.folder.workers import Problem, attempt, check_problem, in_workers, parts_of
 
 FORMAT = 1
 T = TypeVar("T")

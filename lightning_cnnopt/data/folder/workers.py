@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cnnopt.core.errors import DataError
+from lightning_cnnopt.data.decoding import OnBroken
 
 T = TypeVar("T")
-OnBroken = Literal["raise", "skip"]
 
 
 class Problem(NamedTuple):

@@ -7,18 +7,19 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation import Mixing, Transform
-from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_range, extra_of
+from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range, extra_of
 from lightning_cnnopt.core.randomness import Stream, world_size
 from lightning_cnnopt.data.base import DeviceAugmented
+from lightning_cnnopt.data.decoding import OnBroken
 from lightning_cnnopt.data.image_set import ImageSet, channel_statistics
-from lightning_cnnopt.data.streams.loader import Source, StreamLoader, draw_seed
+from lightning_cnnopt.data.streams.loader import Source, StreamLoader, decode_all, draw_seed
 
 MEASURED = 1024
 """Training images, the first ones, that mean and standard deviation are measured on."""
@@ -42,6 +43,8 @@ class StreamDataModule(DeviceAugmented):
         eval_batch_size: The same for validation, test and prediction.
         workers: Processes that read and decode, of each process.
         shuffle_buffer: Samples that each worker holds, undecoded, to draw the next one from; shards are shuffled too.
+        on_broken: ``"raise"`` ends the run at a sample that can't be decoded and names it; ``"skip"`` makes its batch smaller
+            by it and tells, at the end of each epoch, how many there were.
         augmentation: Transforms for training, in their order. One alone need not be in a list.
         mixing: Mixing for training, after the transforms.
         normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
@@ -63,6 +66,7 @@ class StreamDataModule(DeviceAugmented):
         eval_batch_size: int = 256,
         workers: int = 2,
         shuffle_buffer: int = 1000,
+        on_broken: OnBroken = "raise",
         augmentation: Transform | Sequence[Transform] = (),
         mixing: Mixing | None = None,
         normalize: bool | None = None,
@@ -77,6 +81,7 @@ class StreamDataModule(DeviceAugmented):
             raise ConfigurationError(f"{name}: in_channels={in_channels}; expected 1 or 3.")
         check_range(name, "workers", workers, 0)
         check_range(name, "shuffle_buffer", shuffle_buffer, 1)
+        check_choice(name, "on_broken", on_broken, get_args(OnBroken))
         if train_samples is not None:
             check_range(name, "train_samples", train_samples, 1)
         if (mean is None) != (std is None):
@@ -90,6 +95,7 @@ class StreamDataModule(DeviceAugmented):
         self.train_samples = train_samples
         self.workers = workers
         self.shuffle_buffer = shuffle_buffer
+        self.on_broken: OnBroken = on_broken
         super().__init__(batch_size, eval_batch_size, augmentation, mixing, normalize)
         if mean is not None and std is not None:
             self._measured = list(mean), list(std)
@@ -170,20 +176,23 @@ class StreamDataModule(DeviceAugmented):
                 f"{type(self).__name__}: train_samples={self.num_train_samples} are less than a batch of {self.batch_size} on "
                 f"each of {world_size()} processes."
             )
-        return StreamLoader(self._needed("train"), self.batch_size, batches, self.workers, self._seed)
+        return StreamLoader(self._needed("train"), self.batch_size, batches, self.workers, self._seed, self.on_broken)
 
     @override
     def val_dataloader(self) -> StreamLoader | list[Any]:
         source = self.source("val")
-        return [] if source is None else StreamLoader(source, self.eval_batch_size, workers=self.workers)
+        return [] if source is None else self._evaluation(source)
 
     @override
     def test_dataloader(self) -> StreamLoader:
-        return StreamLoader(self._needed("test"), self.eval_batch_size, workers=self.workers)
+        return self._evaluation(self._needed("test"))
 
     @override
     def predict_dataloader(self) -> StreamLoader:
         return self.test_dataloader()
+
+    def _evaluation(self, source: Source) -> StreamLoader:
+        return StreamLoader(source, self.eval_batch_size, workers=self.workers, on_broken=self.on_broken)
 
     def _needed(self, split: Literal["train", "test"]) -> Source:
         source = self.source(split)
@@ -193,10 +202,10 @@ class StreamDataModule(DeviceAugmented):
 
     def _first(self, count: int, seed: int | None) -> Tensor:
         source = self._needed("train")
-        images = [source.decode(sample)[0] for sample in itertools.islice(source.read(seed, 0, 1, 0, 1), count)]
-        if not images:
+        pairs, _ = decode_all(source, itertools.islice(source.read(seed, 0, 1, 0, 1), count), self.on_broken)
+        if not pairs:
             raise DataError(f"{source!r} has no samples.")
-        return torch.stack(images)
+        return torch.stack([image for image, _ in pairs])
 
 
 def import_extra(module: str, owner: str) -> ModuleType:

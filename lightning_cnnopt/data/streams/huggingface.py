@@ -92,7 +92,7 @@ class HuggingFaceImages(StreamDataModule):
         train_samples: Training samples of an epoch; by default what the data set says of itself.
         class_names: Names of the classes; by default those of the data set.
         **arguments: Those of the base: ``image_size``, ``in_channels``, ``num_classes``, ``batch_size``, ``eval_batch_size``,
-            ``workers``, ``shuffle_buffer``, ``augmentation``, ``mixing``, ``normalize``, ``mean``, ``std``.
+            ``workers``, ``shuffle_buffer``, ``on_broken``, ``augmentation``, ``mixing``, ``normalize``, ``mean``, ``std``.
 
     Raises:
         ConfigurationError: If ``datasets`` is not installed.

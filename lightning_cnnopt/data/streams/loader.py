@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any, Protocol
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
 
-from lightning_cnnopt.core.errors import DataError, check_range
+from lightning_cnnopt.core.errors import DataError, check_choice, check_range
 from lightning_cnnopt.core.randomness import Stream, rank, shared_seed, world_size
+from lightning_cnnopt.data.decoding import OnBroken
+
+_Batch: TypeAlias = tuple[Tensor, Tensor, list[str]]
+"""Images, targets, and what is wrong with samples that were left out."""
 
 
 class Source(Protocol):
@@ -33,7 +38,11 @@ class Source(Protocol):
         """Return how many of so many workers have something to read; the order is fixed as long as each has."""
 
     def decode(self, sample: Any) -> tuple[Tensor, int]:
-        """Return the image of a sample, uint8 (C, H, W), all of one size, and its class."""
+        """Return the image of a sample, uint8 (C, H, W), all of one size, and its class.
+
+        Raises:
+            DataError: If it is broken, naming it.
+        """
 
 
 class StreamLoader:
@@ -55,14 +64,23 @@ class StreamLoader:
         batches: Batches of an epoch on each rank, in training; ``None`` reads all samples once, in their order.
         workers: Processes that read and decode; 0 does both in this one.
         seed: Of the order; by default that of the run, on rank 0.
+        on_broken: ``"raise"`` ends the run at a broken sample; ``"skip"`` makes its batch smaller by it, so that a resumed run
+            goes on exactly, and tells how many there were at the end of an epoch.
 
     Raises:
-        DataError: If the source has no sample.
+        DataError: If the source has no sample, one is broken, or all of a batch are.
     """
 
     def __init__(
-        self, source: Source, batch_size: int, batches: int | None = None, workers: int = 0, seed: int | None = None
+        self,
+        source: Source,
+        batch_size: int,
+        batches: int | None = None,
+        workers: int = 0,
+        seed: int | None = None,
+        on_broken: OnBroken = "raise",
     ) -> None:
+        check_choice("StreamLoader", "on_broken", on_broken, get_args(OnBroken))
         check_range("StreamLoader", "batch_size", batch_size, 1)
         check_range("StreamLoader", "workers", workers, 0)
         if batches is not None:
@@ -71,6 +89,7 @@ class StreamLoader:
         self.batch_size = batch_size
         self.batches = batches
         self.workers = workers
+        self.on_broken: OnBroken = on_broken
         self._seed = seed
         self._epoch = -1
         self._position = 0
@@ -101,17 +120,27 @@ class StreamLoader:
         workers = self.source.useful_workers(self.workers, world_size())
         seeds = None if self.batches is None else f"stream/{self._epoch}"
         # batches come from the workers in turn, so this many of each worker's first ones are among those seen
-        dataset = _Batches(self.source, self.batch_size, seeds, self._seed, start // max(1, workers))
+        dataset = _Batches(self.source, self.batch_size, seeds, self._seed, start // max(1, workers), self.on_broken)
         going = DataLoader(
             dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), collate_fn=_as_it_is
         )
-        taken = 0
-        for batch in itertools.islice(going, start, self.batches):
-            taken += 1
-            self._position += 1
-            yield batch
+        taken, problems = 0, list[str]()
+        try:
+            for images, targets, broken in itertools.islice(going, start, self.batches):
+                taken += 1
+                self._position += 1
+                problems += broken
+                yield images, targets
+        finally:
+            if problems:
+                self._tell(problems)
         if not taken and start == 0 and (world_size() == 1 or self.batches is not None):
             raise DataError(f"{self.source!r} has no samples.")
+
+    def _tell(self, problems: list[str]) -> None:
+        more = f" And {len(problems) - 3:,} more." if len(problems) > 3 else ""
+        told = f"{self.source!r}: {len(problems):,} samples were broken and left out: {' '.join(problems[:3])}{more}"
+        warnings.warn(told, stacklevel=3)  # by every process, each of its own
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of the epoch, the position within it, and the seed of the order."""
@@ -132,14 +161,22 @@ class StreamLoader:
 class _Batches(IterableDataset[Any]):
     """What a worker reads, as batches; the first ones undecoded, as ``None``."""
 
-    def __init__(self, source: Source, batch_size: int, seeds: str | None, run_seed: int | None, skimmed: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        seeds: str | None,
+        run_seed: int | None,
+        skimmed: int,
+        on_broken: OnBroken,
+    ) -> None:
         self.source, self.batch_size = source, batch_size
         self.seeds, self.run_seed = seeds, run_seed
-        self.skimmed = skimmed
+        self.skimmed, self.on_broken = skimmed, on_broken
         self.rank, self.ranks = rank(), world_size()  # a worker can't ask
 
     @override
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+    def __iter__(self) -> Iterator[_Batch | None]:
         left, pending = self.skimmed, list[Any]()
         for reading in itertools.count():
             has_read = False
@@ -162,9 +199,28 @@ class _Batches(IterableDataset[Any]):
         seed = None if self.seeds is None else draw_seed(Stream(f"{self.seeds}/{reading}", self.run_seed, per_rank=False))
         return self.source.read(seed, self.rank, self.ranks, worker, workers)
 
-    def _decoded(self, samples: list[Any]) -> tuple[Tensor, Tensor]:
-        pairs = [self.source.decode(sample) for sample in samples]
-        return torch.stack([image for image, _ in pairs]), torch.tensor([target for _, target in pairs])
+    def _decoded(self, samples: list[Any]) -> _Batch:
+        pairs, broken = decode_all(self.source, samples, self.on_broken)
+        return torch.stack([image for image, _ in pairs]), torch.tensor([target for _, target in pairs]), broken
+
+
+def decode_all(source: Source, samples: Iterable[Any], on_broken: OnBroken) -> tuple[list[tuple[Tensor, int]], list[str]]:
+    """Return images and classes of the samples that are not broken, and what is wrong with the others.
+
+    Raises:
+        DataError: If one is broken and is not to be skipped, or all are.
+    """
+    pairs, broken = list[tuple[Tensor, int]](), list[str]()
+    for sample in samples:
+        try:
+            pairs.append(source.decode(sample))
+        except DataError as error:
+            if on_broken == "raise":
+                raise DataError(f"{error} Mend or remove it, or leave broken samples out with on_broken='skip'.") from error
+            broken.append(str(error))
+    if broken and not pairs:
+        raise DataError(f"{source!r}: all {len(broken)} samples of a batch are broken: {broken[0]}")
+    return pairs, broken
 
 
 def draw_seed(stream: Stream) -> int:

@@ -112,7 +112,7 @@ class WebDatasetImages(StreamDataModule):
         class_names: Names of the classes.
         num_classes: Their number, in place of names.
         **arguments: Those of the base: ``image_size``, ``in_channels``, ``batch_size``, ``eval_batch_size``, ``workers``,
-            ``shuffle_buffer``, ``augmentation``, ``mixing``, ``normalize``, ``mean``, ``std``.
+            ``shuffle_buffer``, ``on_broken``, ``augmentation``, ``mixing``, ``normalize``, ``mean``, ``std``.
 
     Raises:
         ConfigurationError: If ``webdataset`` is not installed, or the classes are not told.

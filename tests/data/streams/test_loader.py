@@ -22,7 +22,7 @@ class Numbers:
         self.count, self.notes = count, notes
 
     def __repr__(self):
-        return f"Numbers({self.count})"
+        return f"{type(self).__name__}({self.count})"
 
     def useful_workers(self, workers, ranks):
         return workers
@@ -105,6 +105,72 @@ def test_over_all_ranks_an_evaluation_loses_and_doubles_no_sample(count, workers
         as_rank(rank, 2)
         seen += flat(epoch(StreamLoader(Numbers(count), 4, workers=workers)))
     assert sorted(seen) == list(range(count))
+
+
+class Broken(Numbers):
+    """Of which every fifth sample can't be decoded."""
+
+    def decode(self, sample):
+        if sample % 5 == 4:
+            raise DataError(f"Number {sample} is broken.")
+        return super().decode(sample)
+
+
+def test_a_broken_sample_ends_the_run_by_default_and_the_message_says_how_to_go_on():
+    with pytest.raises(DataError, match=r"Number 4 is broken\. .*on_broken='skip'"):
+        epoch(StreamLoader(Broken(), 4))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_samples_make_their_batch_smaller_and_are_told_with_their_count(workers):
+    stream = StreamLoader(Broken(), 4, batches=6, workers=workers, seed=1, on_broken="skip")
+    whole = StreamLoader(Numbers(), 4, batches=6, workers=workers, seed=1)
+    with pytest.warns(UserWarning, match=r"4 samples were broken and left out: Number .* And 1 more\."):
+        batches = epoch(stream)
+    assert batches == [[sample for sample in batch if sample % 5 != 4] for batch in epoch(whole)]
+
+
+@pytest.mark.filterwarnings("ignore:.*were broken")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_skips_is_resumed_exactly(workers):
+    made = {"batches": 6, "workers": workers, "on_broken": "skip"}
+    stream = StreamLoader(Broken(), 4, seed=1, **made)
+    going = iter(stream)
+    for _ in range(3):
+        next(going)
+    state = stream.state_dict()
+    rest = [numbers(batch) for batch in going]
+    other = StreamLoader(Broken(), 4, seed=9, **made)
+    other.load_state_dict(state)
+    assert epoch(other) == rest
+
+
+def test_what_is_told_of_an_epoch_that_is_left_early_is_what_was_seen():
+    stream = StreamLoader(Broken(), 8, on_broken="skip")
+    going = iter(stream)
+    next(going)
+    with pytest.warns(UserWarning, match="1 samples were broken and left out: Number 4 is broken"):
+        going.close()
+
+
+def test_a_batch_of_which_all_are_broken_ends_the_run():
+    with pytest.raises(DataError, match=r"Broken\(24\): all 1 samples of a batch are broken: Number 4"):
+        epoch(StreamLoader(Broken(), 1, on_broken="skip"))
+
+
+def test_a_data_module_hands_its_policy_on_and_measures_without_broken_samples(monkeypatch):
+    class Module(Streamed):
+        def source(self, split):
+            return Broken()
+
+    with pytest.raises(DataError, match="on_broken='skip'"):
+        Module().measure()
+    skipping = Module(on_broken="skip")
+    kept = torch.tensor([n for n in range(24) if n % 5 != 4]) / 255
+    assert skipping.measure()[0] == pytest.approx([float(kept.mean())], abs=1e-4)
+    assert skipping.val_dataloader().on_broken == skipping.train_dataloader().on_broken == "skip"
+    with pytest.raises(ConfigurationError, match="on_broken"):
+        Module(on_broken="ignore")
 
 
 def test_the_length_of_an_evaluation_is_not_known():
