@@ -133,11 +133,11 @@ def _loop(kind: str, pair: int) -> Mapping[str, float]:
 
 def _start(kind: str) -> None:
     """Do a first batch in this process."""
+    import torch
+
+    from lightning_cnnopt.augmentation import Augment, HorizontalFlip, PaddedCrop
+
     if kind == "eager":
-        import torch
-
-        from lightning_cnnopt.augmentation import Augment, HorizontalFlip, PaddedCrop
-
         Augment([PaddedCrop(_PADDING), HorizontalFlip()])(torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8))
         return
     with tempfile.TemporaryDirectory() as folder:  # nothing is left there from an earlier start
