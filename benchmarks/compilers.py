@@ -149,15 +149,15 @@ def _training(pair: int, augments: bool) -> Mapping[str, float]:
     import torch
     from torch.nn import functional as F
 
-    from lightning_cnnopt import ResidentLoader, SmallResNet
-    from lightning_cnnopt.architecture import Preprocessing
+    from lightning_cnnopt import ResidentLoader
+    from lightning_cnnopt.architecture import Preprocessing, SmallResNet
     from lightning_cnnopt.augmentation import Augment, HorizontalFlip, PaddedCrop
 
     count = 4 * BATCH
     loader = ResidentLoader(images(COUNT, SIZE)[:count], torch.arange(count) % 10, BATCH, shuffle=True, seed=pair)
     augment = Augment([PaddedCrop(_PADDING), HorizontalFlip()] if augments else [], seed=pair)
     torch.manual_seed(pair)
-    network = torch.nn.Sequential(Preprocessing(3, MEAN, STD), SmallResNet(3, 10))
+    network = torch.nn.Sequential(Preprocessing(3, MEAN, STD), SmallResNet(10, 3))
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
 
     def epoch() -> int:

@@ -18,6 +18,7 @@ from lightning_cnnopt.augmentation import (
     Saturation,
     hue,
 )
+from lightning_cnnopt.core.errors import ConfigurationError
 from tests.augmentation.samples import images_of, levels_apart, seeded
 
 FACTORS = torch.tensor([0.0, 0.3, 1.0, 1.4, 2.0])
@@ -99,6 +100,13 @@ def test_a_hue_behind_other_colours_in_one_pass_is_to_the_bit_one_behind_them(sh
     assert torch.equal(
         linear.hue(shifts).apply(), hue(Recolouring(images).brightness(factors).saturation(factors).apply(), shifts)
     )
+
+
+@pytest.mark.parametrize("step", ["brightness", "contrast", "saturation", "hue", "inverted"])
+def test_no_step_comes_behind_the_hue(step):
+    chain = Recolouring(images_of(2)).hue(torch.tensor([0.1, 0.2]))
+    with pytest.raises(ConfigurationError, match="no step comes behind the hue"):
+        getattr(chain, step)(torch.tensor([0.5, 0.5]))
 
 
 def test_bytes_that_are_only_inverted_are_inverted_to_the_bit():

@@ -15,7 +15,7 @@ from lightning_cnnopt.augmentation.functional.layout import (
     to_levels,
     where_changed,
 )
-from lightning_cnnopt.core.errors import DataError
+from lightning_cnnopt.core.errors import ConfigurationError, DataError
 
 LUMA = (0.2989, 0.587, 0.114)
 """Shares of red, green and blue in grey (ITU-R BT.601), as torchvision and PIL take them."""
@@ -45,6 +45,7 @@ class Recolouring:
         self._matrix: Tensor | None = None
         self._offset = torch.zeros(count, channels, 1)
         self._turn = torch.zeros(count)
+        self._is_closed = False
 
     def brightness(self, factor: Tensor) -> Recolouring:
         """Multiply by ``factor`` (N,)."""
@@ -63,6 +64,7 @@ class Recolouring:
 
     def saturation(self, factor: Tensor) -> Recolouring:
         """Multiply the distance of each pixel from its own grey by ``factor`` (N,); 0 makes grey images."""
+        self._check_open()
         channels = self.images.shape[1]
         if channels == 1:
             return self
@@ -80,11 +82,17 @@ class Recolouring:
         return self
 
     def hue(self, shift: Tensor) -> Recolouring:
-        """Turn the hue by ``shift`` (N,) of a full circle, saturation and value kept. It has to be the last step."""
+        """Turn the hue by ``shift`` (N,) of a full circle, saturation and value kept. It has to be the last step.
+
+        Raises:
+            ConfigurationError: By whatever step comes behind it.
+        """
+        self._check_open()
         channels = self.images.shape[1]
         if channels > 1:
             _check_colours("hue", channels)
             self._turn = shift.cpu()
+        self._is_closed = True
         return self
 
     def apply(self) -> Tensor:
@@ -128,7 +136,14 @@ class Recolouring:
     def _only_inverts(self, places: Tensor) -> bool:
         return self._matrix is None and bool((self._scale[places] == -1).all() and (self._offset[places] == 1).all())
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ConfigurationError(
+                "Recolouring: no step comes behind the hue; begin another chain with what apply() returns."
+            )
+
     def _scaled(self, factor: Tensor) -> Recolouring:
+        self._check_open()
         factor = factor.view(-1, 1, 1).float()
         self._scale = self._scale * factor
         self._matrix = None if self._matrix is None else self._matrix * factor
