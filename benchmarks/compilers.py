@@ -132,13 +132,15 @@ def _loop(kind: str, pair: int) -> Mapping[str, float]:
 
 
 def _start(kind: str) -> None:
-    """Do a first batch in this process."""
+    """Do a first batch in this process; every kind makes the images and imports this package, too."""
     import torch
 
+    from lightning_cnnopt.architecture import Preprocessing
     from lightning_cnnopt.augmentation import Augment, HorizontalFlip, PaddedCrop
 
     if kind == "eager":
-        Augment([PaddedCrop(_PADDING), HorizontalFlip()])(torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8))
+        batch = images(COUNT, SIZE)[torch.randperm(COUNT)[:BATCH]]
+        Preprocessing(3, MEAN, STD)(Augment([PaddedCrop(_PADDING), HorizontalFlip()])(batch))
         return
     with tempfile.TemporaryDirectory() as folder:  # nothing is left there from an earlier start
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.environ["TORCH_EXTENSIONS_DIR"] = folder
