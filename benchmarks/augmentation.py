@@ -196,7 +196,11 @@ _MAKE: dict[str, Callable[[int], dict[str, Any]]] = {
     "albumentations": _albumentations,
 }
 _LACKS = {("albumentations", "TrivialAugment"): "albumentations has no such policy"}
-_DIFFERS = {("kornia", "TrivialAugment"): "kornia, of 12 operations one for all of a batch, as its documentation says"}
+_DIFFERS = {
+    ("kornia", "TrivialAugment"): "kornia, of 12 operations one for all of a batch, as its documentation says",
+    ("kornia", "brightness"): "kornia, which adds a level",
+    ("kornia", "contrast"): "kornia, which multiplies levels, without the mean",
+}
 
 
 def _our_pipeline(name: str, size: int, batch_size: int, count: int, pair: int) -> Mapping[str, float]:
@@ -285,7 +289,7 @@ def _rows() -> tuple[Row, ...]:
                 Row(
                     f"{name}, {peer}",
                     Function(f"{name} at 32", partial(_our_operation, name, 32, 512)),
-                    Function(peer, partial(_their_operation, peer, name, 32, 512), needs=(module,)),
+                    Function(_DIFFERS.get((peer, name), peer), partial(_their_operation, peer, name, 32, 512), needs=(module,)),
                     Goal(FASTER, 1.0),
                 )
             )
