@@ -1,4 +1,4 @@
-"""How frequent the classes are, said before a training begins."""
+"""How frequent the classes are, said when a training begins, or once a stream has been seen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ RARE = 0.1
 """A class below this part of the commonest one is rare."""
 
 
-def report_counts(owner: str, counts: Sequence[int], names: Sequence[str], total: int, warn: bool, exclusive: bool) -> None:
+def report_counts(
+    owner: str,
+    counts: Sequence[int],
+    names: Sequence[str],
+    total: int,
+    warn: bool,
+    exclusive: bool = True,
+    samples: bool = True,
+) -> None:
     """Say, on rank zero, how many training samples the classes have; warn of classes without any, and of rare ones.
 
     Args:
@@ -25,6 +33,7 @@ def report_counts(owner: str, counts: Sequence[int], names: Sequence[str], total
         total: Samples in all.
         warn: Whether to warn of rare classes.
         exclusive: Whether a sample has one class.
+        samples: Whether the data module can draw samples by the frequency of their class.
     """
     ranked = sorted(zip(counts, names, strict=True), key=lambda pair: pair[0])
     empty = [name for count, name in ranked if count == 0]
@@ -37,10 +46,9 @@ def report_counts(owner: str, counts: Sequence[int], names: Sequence[str], total
         shown = ", ".join(map(repr, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         rank_zero_warn(f"{owner}: no training sample is of {shown}, so the network can't learn to tell it.")
     if warn and low < RARE * high:
+        sampling = 'sampling="balanced", ' if samples else ""
         ways = (
-            'sampling="balanced", ClassWeights, FocalLoss, LogitAdjustment or LDAM'
-            if exclusive
-            else "ClassWeights or SigmoidFocalLoss"
+            f"{sampling}ClassWeights, FocalLoss, LogitAdjustment or LDAM" if exclusive else "ClassWeights or SigmoidFocalLoss"
         )
         rank_zero_warn(
             f"{owner}: the {what} are unbalanced: {rarest!r} has {low} training samples and {commonest!r} {high}. Accuracy "

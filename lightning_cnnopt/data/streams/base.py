@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -16,6 +17,7 @@ from typing_extensions import override
 from lightning_cnnopt.augmentation import Mixing, Transform
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range, extra_of
 from lightning_cnnopt.core.randomness import Stream, world_size
+from lightning_cnnopt.data.balance import is_weighed, report_counts
 from lightning_cnnopt.data.base import DeviceAugmented
 from lightning_cnnopt.data.decoding import OnBroken
 from lightning_cnnopt.data.image_set import ImageSet, channel_statistics
@@ -31,7 +33,8 @@ class StreamDataModule(DeviceAugmented):
     Workers read and decode, and nothing else: images are brought to one size, uint8, by
     :func:`~lightning_cnnopt.data.decoding.to_pixels`, and augmented on the device as those of any of our data modules. See
     :class:`~lightning_cnnopt.data.streams.loader.StreamLoader` for epochs, ranks and resuming.
-    There are no class counts, so techniques that go by them want ``counts=``.
+    How many samples the classes have is not known before, so techniques that go by it want ``counts=``; it is told after the
+    first epoch that was seen from its beginning to its end.
 
     Args:
         image_size: Height and width; a number for both. Images are resized to cover it, and cut around their centre.
@@ -96,6 +99,7 @@ class StreamDataModule(DeviceAugmented):
         self.workers = workers
         self.shuffle_buffer = shuffle_buffer
         self.on_broken: OnBroken = on_broken
+        self._has_reported = False
         super().__init__(batch_size, eval_batch_size, augmentation, mixing, normalize)
         if mean is not None and std is not None:
             self._measured = list(mean), list(std)
@@ -176,7 +180,9 @@ class StreamDataModule(DeviceAugmented):
                 f"{type(self).__name__}: train_samples={self.num_train_samples} are less than a batch of {self.batch_size} on "
                 f"each of {world_size()} processes."
             )
-        return StreamLoader(self._needed("train"), self.batch_size, batches, self.workers, self._seed, self.on_broken)
+        return StreamLoader(
+            self._needed("train"), self.batch_size, batches, self.workers, self._seed, self.on_broken, self._report_counts
+        )
 
     @override
     def val_dataloader(self) -> StreamLoader | list[Any]:
@@ -193,6 +199,20 @@ class StreamDataModule(DeviceAugmented):
 
     def _evaluation(self, source: Source) -> StreamLoader:
         return StreamLoader(source, self.eval_batch_size, workers=self.workers, on_broken=self.on_broken)
+
+    def _report_counts(self, seen: Counter[int]) -> None:
+        if self._has_reported or self.trainer is None:
+            return
+        self._has_reported = True
+        part = "" if world_size() == 1 else ", as far as process 0 saw it"
+        report_counts(
+            f"{type(self).__name__}, an epoch{part}",
+            [seen[label] for label in range(self.num_classes)],
+            self.class_names,
+            seen.total(),
+            warn=not is_weighed(self.trainer),
+            samples=False,
+        )
 
     def _needed(self, split: Literal["train", "test"]) -> Source:
         source = self.source(split)

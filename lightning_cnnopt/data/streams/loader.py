@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeAlias, get_args
 
 import torch
@@ -66,6 +67,8 @@ class StreamLoader:
         seed: Of the order; by default that of the run, on rank 0.
         on_broken: ``"raise"`` ends the run at a broken sample; ``"skip"`` makes its batch smaller by it, so that a resumed run
             goes on exactly, and tells how many there were at the end of an epoch.
+        on_epoch: Is called after a training epoch that was seen from its beginning to its end, with how many samples of each
+            class came on this rank.
 
     Raises:
         DataError: If the source has no sample, one is broken, or all of a batch are.
@@ -79,6 +82,7 @@ class StreamLoader:
         workers: int = 0,
         seed: int | None = None,
         on_broken: OnBroken = "raise",
+        on_epoch: Callable[[Counter[int]], None] | None = None,
     ) -> None:
         check_choice("StreamLoader", "on_broken", on_broken, get_args(OnBroken))
         check_range("StreamLoader", "batch_size", batch_size, 1)
@@ -90,6 +94,7 @@ class StreamLoader:
         self.batches = batches
         self.workers = workers
         self.on_broken: OnBroken = on_broken
+        self.on_epoch = on_epoch
         self._seed = seed
         self._epoch = -1
         self._position = 0
@@ -124,16 +129,19 @@ class StreamLoader:
         going = DataLoader(
             dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), collate_fn=_as_it_is
         )
-        taken, problems = 0, list[str]()
+        taken, problems, classes = 0, list[str](), Counter[int]()
         try:
             for images, targets, broken in itertools.islice(going, start, self.batches):
                 taken += 1
                 self._position += 1
                 problems += broken
+                classes.update(targets.tolist())
                 yield images, targets
         finally:
             if problems:
                 self._tell(problems)
+            if self.on_epoch is not None and taken == self.batches:
+                self.on_epoch(classes)
         if not taken and start == 0 and (world_size() == 1 or self.batches is not None):
             raise DataError(f"{self.source!r} has no samples.")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 import pytest
 import torch
 
 from lightning_cnnopt import ImageClassifier
 from lightning_cnnopt.augmentation import MixUp, PaddedCrop
+from lightning_cnnopt.callbacks import ClassWeights
 from lightning_cnnopt.core.errors import ConfigurationError, DataError
 from lightning_cnnopt.core.randomness import gather
 from lightning_cnnopt.data.streams import base, loader
@@ -323,6 +327,48 @@ class Sharing(Foreign):
 def test_two_processes_share_every_epoch(workers):
     data = Streamed(workers=workers, batch_size=3, eval_batch_size=5, mean=[0.0], std=[1.0])
     quiet_trainer(max_epochs=2, devices=2, strategy="ddp_fork", num_sanity_val_steps=0).fit(Sharing(), data)
+
+
+class Rare(Numbers):
+    def decode(self, sample):
+        image, _ = super().decode(sample)
+        return image, int(sample == 7)
+
+
+class Unbalanced(Streamed):
+    def source(self, split):
+        return Rare() if split == "train" else None
+
+
+def told_of(data, caplog, *callbacks, **flags):
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO):
+        warnings.simplefilter("always")
+        quiet_trainer(*callbacks, **{"max_epochs": 2, **flags}).fit(Foreign(classes=3), data)
+    warned = [str(warning.message) for warning in caught if "Unbalanced" in str(warning.message)]
+    return [line for line in caplog.messages if "training samples of" in line], warned
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_class_counts_are_told_after_the_first_whole_epoch_with_a_warning_of_rare_ones(workers, caplog):
+    data = Unbalanced(class_names=["many", "one", "none"], workers=workers, mean=[0.0], std=[1.0])
+    told, warned = told_of(data, caplog)
+    assert told == ["Unbalanced, an epoch: 24 training samples of 3 classes, from 1 of 'one' to 23 of 'many'."]
+    empty, rare = warned
+    assert "no training sample is of 'none'" in empty
+    assert "'one' has 1 training samples and 'many' 23" in rare
+    assert "sampling" not in rare
+    assert told_of(data, caplog) == ([], [])
+
+
+def test_of_an_epoch_that_was_cut_short_nothing_is_told(caplog):
+    assert told_of(Unbalanced(mean=[0.0], std=[1.0]), caplog, limit_train_batches=3) == ([], [])
+
+
+def test_weights_of_classes_that_are_in_use_spare_the_warning_of_rare_ones(caplog):
+    told, warned = told_of(Unbalanced(mean=[0.0], std=[1.0]), caplog, ClassWeights(counts=[22, 1, 1]))
+    assert len(told) == 1
+    assert len(warned) == 1  # of the class without a sample
 
 
 def test_validation_takes_every_sample_and_augments_none():
