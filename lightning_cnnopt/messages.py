@@ -148,9 +148,10 @@ def _report(path: str, reason: str) -> str:
 
 def _unknown_class(path: str, kinds: Sequence[str]) -> str:
     name = path.rpartition(".")[2]
-    if elsewhere := [cls for cls in _classes("") if cls.__name__ == name]:
-        return f"{import_path(elsewhere[0])} is no class of the kind that belongs here."
     bases = [cls for kind in kinds if isinstance(cls := _imported(kind), type)]
+    if elsewhere := [cls for cls in _classes("") if cls.__name__ == name]:
+        near = did_you_mean(name, _class_names("lightning_cnnopt", bases))
+        return f"{import_path(elsewhere[0])} is no class of the kind that belongs here.{near}"
     return f"there is no class {path!r}.{_nearest(name, lambda package: _class_names(package, bases))}"
 
 

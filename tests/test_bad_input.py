@@ -72,6 +72,7 @@ def from_npz(path, *arguments):
         (["--model.num_classes", "3"], ["model.num_classes", "comes from the data"]),
         (["--model.network.dropout", "1.5"], ["dropout=1.5", "0 <= dropout < 1"]),
         (["--data.augmentation", "[{class_path: HorizontalFlip, init_args: {p: 1.5}}]"], ["p=1.5", "0 <= p <= 1"]),
+        (["--data.augmentation", "[{class_path: ColorJitter}]"], ["torchvision", "no class of the kind", "'ColourJitter'"]),
         (["--model.edits", "[{class_path: StochasticDepth, init_args: {p: -0.1}}]"], ["p=-0.1", "0 <= p < 1"]),
         (["--model.penalties", "[{class_path: L1, init_args: {weight: -1}}]"], ["L1", "weight=-1"]),
         (["--model.optimizer.lr", "-0.1"], ["AdamW", "-0.1"]),
