@@ -190,7 +190,9 @@ class RunReport(TechniqueCallback):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, ImageDataModule):
             return
-        chosen = data.train_set[: self.images]
+        count = len(data.train_set)
+        # spread out: those of folders come class by class
+        chosen = data.train_set[torch.linspace(0, count - 1, min(self.images, count)).long()]
         # a stream of its own: looking changes no draw of the training
         preview = Augmentation(augmentation.transforms, augmentation.mixing, augmentation.num_classes)
         preview.stream.name = "preview"

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
-from lightning_cnnopt.analysis import RunReport, locations, report
+from lightning_cnnopt.analysis import RunReport, locations, plot_images, report
 from lightning_cnnopt.augmentation import AugmentBatches, HorizontalFlip, MixUp, PaddedCrop
 from lightning_cnnopt.data import TensorData
 from lightning_cnnopt.learning_rate import Cosine
@@ -128,6 +128,15 @@ def test_augmented_images_are_drawn_and_looking_changes_no_draw(channels, as_cal
 
     assert torch.equal(run(RunReport(str(tmp_path))), run())
     assert is_a_picture(tmp_path / "augmentation.png")
+
+
+def test_augmented_images_are_of_all_classes_also_where_these_come_one_after_the_other(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "plot_images", lambda rows, captions: drawn.append(captions) or plot_images(rows, captions))
+    images = data_of(val_size=0).train_set.images
+    data = TensorData(train_images=images, train_targets=torch.arange(60) // 20, augmentation=HorizontalFlip(), val_size=0)
+    fitted(tmp_path, data=data)
+    assert set(drawn[0]["original"]) == {"0", "1", "2"}
 
 
 def test_without_augmentation_or_with_no_images_wanted_none_are_drawn(tmp_path):
