@@ -147,7 +147,8 @@ class StreamLoader:
 
     def _tell(self, problems: list[str]) -> None:
         more = f" And {len(problems) - 3:,} more." if len(problems) > 3 else ""
-        told = f"{self.source!r}: {len(problems):,} samples were broken and left out: {' '.join(problems[:3])}{more}"
+        first = " ".join(f"{problem.rstrip('.')}." for problem in problems[:3])
+        told = f"{self.source!r}: {len(problems):,} samples were broken and left out: {first}{more}"
         warnings.warn(told, stacklevel=3)  # by every process, each of its own
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,7 +225,9 @@ def decode_all(source: Source, samples: Iterable[Any], on_broken: OnBroken) -> t
             pairs.append(source.decode(sample))
         except DataError as error:
             if on_broken == "raise":
-                raise DataError(f"{error} Mend or remove it, or leave broken samples out with on_broken='skip'.") from error
+                raise DataError(
+                    f"{str(error).rstrip('.')}. Mend or remove it, or leave broken samples out with on_broken='skip'."
+                ) from error
             broken.append(str(error))
     if broken and not pairs:
         raise DataError(f"{source!r}: all {len(broken)} samples of a batch are broken: {broken[0]}")
