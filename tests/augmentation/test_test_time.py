@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import warnings
 
@@ -285,6 +286,26 @@ def test_a_foreign_module_is_averaged_in_the_stages_that_are_named(calls, stages
     assert trainer.validate(module, loader(), verbose=False)[0]["val_loss"] == pytest.approx(
         averaged if stages == ["validate"] else plain, rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (AverageViews("flip_and_shift"), "the mean over 6 views of all images."),
+        (AverageViews(only_below=0.9, by="confidence"), "the mean over 2 views of images whose confidence is below 0.9."),
+    ],
+)
+def test_a_measurement_says_that_it_is_of_several_views_and_a_fit_does_not(callback, said, caplog):
+    def lines():
+        return [line for line in caplog.messages if line.startswith("AverageViews: predictions are")]
+
+    module = Foreign("itself")
+    callback.stages.append("validate")
+    with caplog.at_level(logging.INFO):
+        quiet_trainer(callback, max_epochs=1).fit(module, loader(), loader())
+        assert lines() == []
+        quiet_trainer(callback).test(module, loader(), verbose=False)
+    assert [said in line for line in lines()] == [True]
 
 
 def test_training_is_untouched_to_the_bit_with_validation_averaged_too():

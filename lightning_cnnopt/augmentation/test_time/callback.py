@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -85,7 +85,7 @@ class AverageViews(TechniqueCallback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin("validate", pl_module)
+        self._begin("validate", trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,7 +93,7 @@ class AverageViews(TechniqueCallback):
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin("test", pl_module)
+        self._begin("test", trainer, pl_module)
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,7 +101,7 @@ class AverageViews(TechniqueCallback):
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin("predict", pl_module)
+        self._begin("predict", trainer, pl_module)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,9 +111,12 @@ class AverageViews(TechniqueCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._leave()
 
-    def _begin(self, stage: Stage, pl_module: LightningModule) -> None:
+    def _begin(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
         if stage not in self.stages:
             return
+        if trainer.state.fn == stage:  # not at each validation of a fit
+            of = "all images" if self.only_below is None else f"images whose {self.by} is below {self.only_below:g}"
+            rank_zero_info(f"AverageViews: predictions are the mean over {len(self._average.views)} views of {of}.")
         self._leave()
         self._averaged = False
         self._of_module = task_of("AverageViews", pl_module, self.task)
