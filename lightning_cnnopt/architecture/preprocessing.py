@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_cnnopt.core.batch import normalize, to_float
+from lightning_cnnopt.core.batch import look_normalized, normalize, to_float
 from lightning_cnnopt.core.errors import ConfigurationError, check_range
 
 
@@ -57,7 +57,7 @@ class Preprocessing(nn.Module):
             is_known: Whether mean and standard deviation were given by the user or the data, or loaded.
         """
         low, high = (float(value) for value in to_float(images).aminmax())
-        looks_normalized = low < -0.25 or high > 1.25
+        looks_normalized = look_normalized(low, high)
         if is_known and looks_normalized and not (self.mean == 0).logical_and(self.std == 1).all():
             rank_zero_warn(
                 f"Images are floats from {low:g} to {high:g}, so they look normalized already, and are normalized again with "

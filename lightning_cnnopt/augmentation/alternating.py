@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_cnnopt.augmentation.functional.layout import per_sample
+from lightning_cnnopt.augmentation.functional.layout import check_images, per_sample
 from lightning_cnnopt.augmentation.transforms.base import Transform
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.errors import ConfigurationError
@@ -54,6 +54,7 @@ class AlternatingFlip(Transform):
             epoch: Number of the epoch.
             seed: Seed of the coins; by default that of torch.
         """
+        check_images(images, any_type=True)
         seed = torch.initial_seed() if seed is None else seed
         # on the device: coins are tossed there, and a copy to the CPU would wait for it
         flipped = per_sample(coins(images, seed) ^ bool(epoch % 2), images)

@@ -16,7 +16,8 @@ from lightning_cnnopt.augmentation.functional.copies import Placement
 from lightning_cnnopt.augmentation.functional.warps import Outside, warp
 from lightning_cnnopt.augmentation.transforms.base import ColourStep, ExactCopy, Geometric, LinearColour, Transform
 from lightning_cnnopt.augmentation.transforms.colours import Brightness, Contrast, Hue, Saturation
-from lightning_cnnopt.core.errors import ConfigurationError, check_range
+from lightning_cnnopt.core.batch import look_normalized
+from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_range
 from lightning_cnnopt.core.memory import keep_freed_memory
 from lightning_cnnopt.core.randomness import Stream
 from lightning_cnnopt.core.spec import listed
@@ -67,6 +68,7 @@ class Augment:
                 )
         check_alternates(self.transforms)
         self.passes = plan(self.transforms)
+        self._has_looked = False
         self.stream = Stream("augmentation", seed)
         self.seed = seed
 
@@ -79,9 +81,12 @@ class Augment:
 
         Raises:
             ConfigurationError: If ``AlternatingFlip`` is in the chain and the epoch is not given.
+            DataError: If the first batch is of floats far from [0, 1], and a transform goes by levels.
         """
         if images.device.type == "cpu":
             keep_freed_memory()
+        if not self._has_looked and images.numel():
+            self._look(images)
         for step in self.passes:
             transform = step.transforms[0]
             if isinstance(transform, AlternatingFlip):
@@ -89,6 +94,20 @@ class Augment:
             else:
                 images = step(images, self.stream.generator)
         return images
+
+    def _look(self, images: Tensor) -> None:
+        """Refuse levels that a transform would take for others; of the first batch alone, as it waits for the device."""
+        self._has_looked = True
+        reading = next((one for step in self.passes for one in step.transforms if one.reads_levels), None)
+        if reading is None or not images.is_floating_point():
+            return
+        low, high = (float(value) for value in images.aminmax())
+        if look_normalized(low, high):
+            raise DataError(
+                f"{reading!r} takes 0 for black and 1 for white, and cuts off what is beyond; it was given floats from "
+                f"{low:g} to {high:g}. Augment uint8, or floats in [0, 1], and normalize afterwards: what a data module of "
+                "this package is given as augmentation= comes before its normalization."
+            )
 
     def _coin_seed(self) -> int:
         self.seed = torch.initial_seed() if self.seed is None else self.seed

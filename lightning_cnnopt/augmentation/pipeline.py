@@ -29,7 +29,7 @@ class Augmentation:
         >>> augmentation = Augmentation([HorizontalFlip()], MixUp(), num_classes=10)
         >>> images, targets = augmentation([torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([3, 7])])
         >>> images.dtype, targets.shape
-        (torch.float32, torch.Size([2, 10]))
+        (torch.uint8, torch.Size([2, 10]))
     """
 
     def __init__(

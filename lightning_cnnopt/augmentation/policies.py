@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cnnopt.augmentation.functional.layout import from_levels, per_sample, to_levels
+from lightning_cnnopt.augmentation.functional.layout import check_images, from_levels, per_sample, to_levels
 from lightning_cnnopt.augmentation.functional.mixing import dirichlet
 from lightning_cnnopt.augmentation.functional.operations import OPERATIONS, operate
 from lightning_cnnopt.augmentation.functional.warps import Interpolation
 from lightning_cnnopt.augmentation.transforms.base import Transform
-from lightning_cnnopt.core.errors import check_choice, check_range
+from lightning_cnnopt.core.errors import DataError, check_choice, check_range
 
 
 class Scale(NamedTuple):
@@ -38,6 +38,9 @@ class TrivialAugmentWide(Transform):
         num_magnitude_bins: How many magnitudes there are.
         interpolation: Of shears, shifts and turns: ``"bilinear"`` or ``"nearest"``.
 
+    Raises:
+        DataError: For images of neither one channel nor three.
+
     Reference:
         Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", 2021.
 
@@ -45,6 +48,8 @@ class TrivialAugmentWide(Transform):
         >>> TrivialAugmentWide()(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)).shape
         torch.Size([4, 3, 8, 8])
     """
+
+    reads_levels = True
 
     def __init__(self, num_magnitude_bins: int = 31, interpolation: Interpolation = "bilinear") -> None:
         check_range("TrivialAugmentWide", "num_magnitude_bins", num_magnitude_bins, 2, whole=True)
@@ -55,6 +60,7 @@ class TrivialAugmentWide(Transform):
     @override
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the images, each after its operation."""
+        _check_channels(self, images)
         count, size = len(images), (images.shape[-2], images.shape[-1])
         chosen = torch.randint(len(OPERATIONS), (count,), generator=generator)
         bins = torch.randint(self.num_magnitude_bins, (count,), generator=generator)
@@ -74,6 +80,9 @@ class RandAugment(Transform):
         num_magnitude_bins: How many magnitudes there are.
         interpolation: Of shears, shifts and turns: ``"bilinear"`` or ``"nearest"``.
 
+    Raises:
+        DataError: For images of neither one channel nor three.
+
     Reference:
         Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2020.
 
@@ -81,6 +90,8 @@ class RandAugment(Transform):
         >>> RandAugment()(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)).shape
         torch.Size([4, 3, 8, 8])
     """
+
+    reads_levels = True
 
     def __init__(
         self,
@@ -101,6 +112,7 @@ class RandAugment(Transform):
     @override
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the images, each after its operations."""
+        _check_channels(self, images)
         count, size = len(images), (images.shape[-2], images.shape[-1])
         strength = torch.full((count,), self.magnitude / (self.num_magnitude_bins - 1))
         for _ in range(self.num_ops):
@@ -125,6 +137,9 @@ class AugMix(Transform):
             measures of corruption robustness, which are no test of them then.
         interpolation: Of shears, shifts and turns: ``"bilinear"`` or ``"nearest"``.
 
+    Raises:
+        DataError: For images of neither one channel nor three, if ``all_ops``.
+
     Reference:
         Hendrycks et al., "AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty", 2020.
 
@@ -132,6 +147,8 @@ class AugMix(Transform):
         >>> AugMix()(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)).shape
         torch.Size([4, 3, 8, 8])
     """
+
+    reads_levels = True
 
     def __init__(
         self,
@@ -158,6 +175,8 @@ class AugMix(Transform):
     @override
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the mixed images."""
+        if self.all_ops:
+            _check_channels(self, images)
         count = len(images)
         own, weights = (
             dirichlet(self.alpha, count, 2, generator)[:, :1],
@@ -183,6 +202,12 @@ class AugMix(Transform):
             chosen = torch.where(depth > step, chosen, len(operations))  # behind the last one: nothing more
             images = operate(images, chosen, magnitude, (*operations, "identity"), self.interpolation)
         return images
+
+
+def _check_channels(policy: Transform, images: Tensor) -> None:
+    check_images(images)
+    if images.shape[1] not in (1, 3):  # at once, and not with the batch that first draws a saturation
+        raise DataError(f"{policy!r} changes saturation, for which images have one channel or three; got {images.shape[1]}.")
 
 
 def _magnitudes(

@@ -75,7 +75,7 @@ class ScheduleImageSize(ScheduleValue):
         submodule: str | None = None,
     ) -> None:
         check_range("ScheduleImageSize", "start", start, 0, 1, low_open=True)
-        check_range("ScheduleImageSize", "multiple", multiple, 1)
+        check_range("ScheduleImageSize", "multiple", multiple, 1, whole=True)
         parse_duration(full, "ScheduleImageSize: full")
         super().__init__(schedule, start, 1.0)
         self.full = full

@@ -76,6 +76,18 @@ def to_float(images: Tensor) -> Tensor:
     return images
 
 
+def look_normalized(low: float, high: float) -> bool:
+    """Return whether levels from ``low`` to ``high`` look like something else than pixels in [0, 1].
+
+    Pixels that were resampled, sharpened or made noisy may lie somewhat outside.
+
+    Example:
+        >>> look_normalized(-0.1, 1.1), look_normalized(-2.1, 2.6), look_normalized(0.0, 255.0)
+        (False, True, True)
+    """
+    return low < -0.25 or high > 1.25
+
+
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return (x - mean) / std of pixels x in [0, 1]; uint8 is divided by 255 on the way, in the same pass.
 

@@ -7,6 +7,7 @@ line prints these as one paragraph without a traceback; in Python they are ordin
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 _EXTRAS = {
@@ -49,7 +50,7 @@ def check_range(
     high_open: bool = False,
     whole: bool = False,
 ) -> None:
-    """Raise unless ``value`` is a number within the bounds.
+    """Raise unless ``value`` is a finite number within the bounds.
 
     Args:
         owner: The class or function whose argument it is.
@@ -73,7 +74,7 @@ def check_range(
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     too_low = is_number and low is not None and (value <= low if low_open else value < low)
     too_high = is_number and high is not None and (value >= high if high_open else value > high)
-    if is_number and value == value and not too_low and not too_high:
+    if is_number and math.isfinite(value) and not too_low and not too_high:
         return
     expected = name
     if low is not None:

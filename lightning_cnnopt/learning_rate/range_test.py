@@ -159,7 +159,7 @@ def range_test(
         ['minimum', 'steepest', 'valley']
     """
     check_range("range_test", "min_lr", min_lr, 0, low_open=True)
-    check_range("range_test", "max_lr", max_lr, min_lr, math.inf, low_open=True, high_open=True)
+    check_range("range_test", "max_lr", max_lr, min_lr, low_open=True)
     check_range("range_test", "steps", steps, 10)
     check_range("range_test", "divergence", divergence, 1, low_open=True)
     if not isinstance(steps, int):

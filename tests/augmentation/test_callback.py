@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cnnopt.augmentation import AugmentBatches, MixUp, PaddedCrop, Transform
+from lightning_cnnopt.augmentation import AugmentBatches, CutMix, MixUp, MixUpOrCutMix, PaddedCrop, Transform
 from lightning_cnnopt.core.batch import read_batch
 from lightning_cnnopt.core.errors import ConfigurationError
 from lightning_cnnopt.data import TensorData
@@ -176,6 +176,19 @@ def test_transforms_in_two_places_are_both_applied_and_the_same_one_is_said(othe
     assert len(said) == (other == [PaddedCrop(1)])
     assert all("PaddedCrop(padding=1" in message and "TensorData" in message for message in said)
     assert offsets(module.seen["train"]) == {10}
+
+
+@pytest.mark.parametrize("mixing", [MixUp(), CutMix(), MixUpOrCutMix()])
+def test_a_module_gets_the_type_and_range_of_its_data_also_when_they_are_mixed(mixing):
+    class Bytes(Foreign):
+        def training_step(self, batch, batch_idx):
+            assert batch[0].dtype == torch.uint8
+            assert batch[0].max() > 200
+            return super().training_step((batch[0] / 255, batch[1]), batch_idx)
+
+    images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8)
+    loader = DataLoader(TensorDataset(images, torch.arange(40) % 3), batch_size=8)
+    quiet_trainer(AugmentBatches(mixing=mixing, num_classes=3), max_epochs=1).fit(Bytes(), loader)
 
 
 def test_mixing_hands_probabilities_to_a_criterion_that_stays_the_same_object():

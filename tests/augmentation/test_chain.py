@@ -18,8 +18,10 @@ from lightning_cnnopt.augmentation import (
     ColOut,
     Compound,
     Contrast,
+    Equalize,
     Erasing,
     GaussianBlur,
+    GaussianNoise,
     Greyscale,
     HorizontalFlip,
     Hue,
@@ -37,7 +39,7 @@ from lightning_cnnopt.augmentation import (
     VerticalFlip,
     Zoom,
 )
-from lightning_cnnopt.core.errors import ConfigurationError
+from lightning_cnnopt.core.errors import ConfigurationError, DataError
 from tests.augmentation.samples import images_of, levels_apart, seeded
 
 COPIES = [HorizontalFlip(), VerticalFlip(), PaddedCrop(2), PaddedCrop(2, "reflect"), Translation(0.2), RandomWindow((9, 10))]
@@ -153,27 +155,56 @@ def test_a_chain_of_turns_that_end_where_they_began_gives_the_image_back():
     assert levels_apart(Augment([Turn(30), TurnBack(30)])(images), images) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+LAYOUTS = {
+    "contiguous": lambda images: images,
+    "channels last": lambda images: images.contiguous(memory_format=torch.channels_last),
+    "every second column": lambda images: images.repeat_interleave(2, -1)[..., ::2],
+    "turned": lambda images: images.mT.contiguous().mT,
+    "backwards": lambda images: images.flip(0).contiguous()[torch.arange(len(images) - 1, -1, -1)],
+    "one for all": lambda images: images[:1].expand(images.shape) if len(images) else images,
+}
+
+
+@settings(max_examples=150, deadline=None)
 @given(
     transforms=st.lists(st.sampled_from([*COPIES[:-1], *WARPS, *COLOURS, *OTHERS]), max_size=5),
     count=st.sampled_from([0, 1, 3, 8]),
-    channels=st.sampled_from([1, 3]),
-    size=st.tuples(st.integers(8, 17), st.integers(8, 17)),
-    dtype=st.sampled_from([torch.uint8, torch.float32]),
-    channels_last=st.booleans(),
+    channels=st.sampled_from([1, 3, 5]),
+    size=st.tuples(st.integers(1, 17), st.integers(1, 17)),
+    dtype=st.sampled_from([torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    layout=st.sampled_from(sorted(LAYOUTS)),
     seed=st.integers(0, 3),
 )
-def test_any_chain_takes_any_images(transforms, count, channels, size, dtype, channels_last, seed):
-    images = images_of(count, channels, *size, dtype)
-    images = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+def test_any_chain_takes_any_images(transforms, count, channels, size, dtype, layout, seed):
+    images = LAYOUTS[layout](images_of(count, channels, *size, dtype))
     kept = images.clone()
-    result = at_once(transforms, images, seed)
+    try:
+        result = at_once(transforms, images, seed)
+    except (ConfigurationError, DataError):
+        if min(size) >= 8 and channels != 5:
+            raise
+        return  # more than an image has, or colours of five channels
     assert (result.dtype, result.shape[:2]) == (dtype, images.shape[:2])
     assert torch.equal(result, at_once(transforms, images.contiguous(), seed))
     assert torch.equal(images, kept)
     if result.numel():
         assert result.min() >= 0
-        assert result.max() <= (255 if dtype == torch.uint8 else 1 + 1e-5)
+        assert result.max() <= (255 if dtype == torch.uint8 else 1 + 1e-5 + torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("levels", [(-2.0, 2.0), (0.0, 255.0)])
+@pytest.mark.parametrize("transform", [Brightness(), GaussianNoise(p=1.0), TrivialAugmentWide(), ColourJitter(0.4), Equalize()])
+def test_floats_that_are_no_levels_are_refused_where_levels_are_read(transform, levels):
+    low, high = levels
+    images = images_of(4, dtype=torch.float32) * (high - low) + low
+    with pytest.raises(DataError, match=r"takes 0 for black and 1 for white.*normalize afterwards"):
+        Augment([HorizontalFlip(), transform])(images)
+
+
+def test_what_moves_pixels_takes_any_floats_and_levels_may_lie_a_little_outside():
+    images = 4 * images_of(4, dtype=torch.float32) - 2
+    assert Augment([HorizontalFlip(), PaddedCrop(2), Affine(10), Erasing(), ColOut()])(images).min() < -1
+    Augment(Brightness())(1.2 * images_of(4, dtype=torch.float32) - 0.1)
 
 
 def test_the_stream_fixes_everything_and_goes_on_where_its_state_was_taken():

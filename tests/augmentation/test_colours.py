@@ -180,6 +180,20 @@ def test_factors_in_double_precision_are_taken_by_a_whole_chain():
     assert torch.equal(single, double)
 
 
+@pytest.fixture
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_by_default")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_chains_do_not_go_by_the_default_type(dtype):
+    for transform in (ColourJitter(0.4, 0.4, 0.4, 0.1), Greyscale(), Contrast()):
+        assert transform(images_of(6, dtype=dtype), seeded()).dtype == dtype
+
+
 def test_contrast_turns_about_the_same_mean_in_every_layout():
     images = images_of(64, 3, 33, 35, torch.float32)
     factor = torch.full((64,), 1.3)

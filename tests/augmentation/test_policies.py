@@ -8,6 +8,7 @@ from torchvision.transforms import InterpolationMode, v2
 from lightning_cnnopt.augmentation import OPERATIONS, AugMix, RandAugment, TrivialAugmentWide, operate
 from lightning_cnnopt.augmentation.functional.mixing import dirichlet
 from lightning_cnnopt.augmentation.policies import _AUG_MIX, _RAND_AUGMENT, _WIDE, _magnitudes
+from lightning_cnnopt.core.errors import DataError
 from tests.augmentation.samples import images_of, levels_apart, seeded
 
 THEIR_NAMES = {
@@ -107,6 +108,18 @@ def test_augmix_is_the_mean_that_its_weights_make_of_the_image_and_its_chains(mo
     own, weights = dirichlet(1.0, 3000, 2, generator)[:, 0], dirichlet(1.0, 3000, 2, generator)
     assert torch.allclose(mixed, (1 - own) * (weights[:, 0] * 0.1 + weights[:, 1] * 0.2), atol=1e-6)
     assert stats.kstest(own.numpy(), "uniform").pvalue > 1e-3  # Beta(1, 1)
+
+
+@pytest.mark.parametrize("policy", [TrivialAugmentWide(), RandAugment(), AugMix()])
+def test_images_without_a_saturation_are_refused_at_once_by_policies_that_change_it(policy):
+    for seed in range(5):
+        with pytest.raises(DataError, match=rf"{type(policy).__name__}.* changes saturation.* got 5"):
+            policy(images_of(2, 5), seeded(seed))
+
+
+def test_augmix_without_colours_takes_any_channels():
+    for seed in range(5):
+        assert AugMix(all_ops=False)(images_of(8, 5), seeded(seed)).shape[1] == 5
 
 
 def test_weights_of_a_mixture_aredirichlet():

@@ -128,10 +128,11 @@ def test_a_network_of_fixed_size_is_refused_before_training_and_one_that_pools_t
         ({"start": 0}, "start=0"),
         ({"start": 1.5}, "start=1.5"),
         ({"multiple": 0}, "multiple=0"),
+        ({"multiple": 2.5}, "multiple=2.5 is not a whole number"),
         ({"full": "soon"}, "full='soon'"),
         ({"full": -0.1}, "full=-0.1"),
     ],
-    ids=["none", "larger", "multiple", "words", "negative"],
+    ids=["none", "larger", "multiple", "half", "words", "negative"],
 )
 def test_arguments_are_checked(arguments, said):
     with pytest.raises(ConfigurationError, match=said):

@@ -169,6 +169,8 @@ def test_the_wrapper_takes_a_lightning_module_its_task_pickles_and_one_output_is
         ({"views": [{}, {"dwon": 1}]}, "views='dwon'.*Did you mean 'down'"),
         ({"views": [{}, 3]}, "holds 3; expected a mapping"),
         ({"views": [{}, {"weight": 0}]}, "weight=0 is out of range"),
+        ({"views": [{}, {"down": 1.5}]}, "down=1.5 is not a whole number"),
+        ({"views": [{}, {"horizontal_flip": "false"}]}, "horizontal_flip='false' is neither true nor false"),
         ({"mean": "median"}, "mean='median'"),
         ({"only_below": 0}, "only_below=0"),
         ({"only_below": 1.5}, "only_below=1.5"),

@@ -70,13 +70,16 @@ class Foreign(LightningModule):
         self.network = network if network is not None else TinyResNet(CLASSES)
         self.criterion = nn.CrossEntropyLoss()
 
+    def logits(self, images):
+        return self.network(images / 255 if images.dtype == torch.uint8 else images)
+
     def training_step(self, batch, batch_idx):
         images, targets = batch
-        return self.criterion(self.network(images), targets)
+        return self.criterion(self.logits(images), targets)
 
     def validation_step(self, batch, batch_idx):
         images, targets = batch
-        logits = self.network(images)
+        logits = self.logits(images)
         self.log("val_loss", self.criterion(logits, targets), sync_dist=True)
         return {"logits": logits, "targets": targets}
 
@@ -174,7 +177,9 @@ def fit(technique=None, ckpt_path=None, seed=1, module=None, extra=(), **argumen
     seed_everything(seed, verbose=False)
     model, data, callbacks = assemble(technique)
     if module is not None:
-        model, data, callbacks = module, make_data(normalize=True), [as_callback(technique)] if technique is not None else []
+        # a transform behind a data module that normalizes is refused, if it goes by levels
+        data = make_data(normalize=not isinstance(technique, Transform))
+        model, callbacks = module, [as_callback(technique)] if technique is not None else []
     run = trainer([*callbacks, *extra], **arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

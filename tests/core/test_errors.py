@@ -43,6 +43,12 @@ def test_what_is_no_number_in_the_range_is_refused(value, options):
         check_range("Owner", "p", value, 0, 1, **options)
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_is_refused_without_bounds_too(value):
+    with pytest.raises(ConfigurationError, match="out of range"):
+        check_range("Owner", "p", value)
+
+
 def test_a_bound_of_none_is_no_bound():
     check_range("Owner", "p", -1e300)
     check_range("Owner", "p", 1e300, 0)

@@ -41,10 +41,10 @@ class Recolouring:
 
     def __post_init__(self) -> None:
         count, channels = self.images.shape[:2]
-        self._scale = torch.ones(count, 1, 1)  # of all channels alike, as long as none goes into another
+        self._scale = torch.ones(count, 1, 1, dtype=torch.float32)  # of all channels alike, as long as none goes into another
         self._matrix: Tensor | None = None
-        self._offset = torch.zeros(count, channels, 1)
-        self._turn = torch.zeros(count)
+        self._offset = torch.zeros(count, channels, 1, dtype=torch.float32)
+        self._turn = torch.zeros(count, dtype=torch.float32)
         self._is_closed = False
 
     def brightness(self, factor: Tensor) -> Recolouring:
@@ -56,7 +56,7 @@ class Recolouring:
         factor = factor.float()
         turned = (factor != 1).nonzero().flatten()
         if len(turned) and self.images.numel():
-            mean = torch.zeros(len(factor), 1, 1)
+            mean = factor.new_zeros(len(factor), 1, 1)
             mean[turned] = self._mean_grey(turned)
             self._scaled(factor)
             self._offset = self._offset + (1 - factor.view(-1, 1, 1)) * mean
@@ -70,8 +70,9 @@ class Recolouring:
             return self
         _check_colours("saturation", channels)
         factor = factor.view(-1, 1, 1).float()
-        step = factor * torch.eye(3) + (1 - factor) * torch.tensor(LUMA).expand(3, 3)
-        matrix = self._scale * torch.eye(3) if self._matrix is None else self._matrix
+        eye, luma = torch.eye(3, dtype=torch.float32), torch.tensor(LUMA, dtype=torch.float32)
+        step = factor * eye + (1 - factor) * luma.expand(3, 3)
+        matrix = self._scale * eye if self._matrix is None else self._matrix
         self._matrix, self._offset = step @ matrix, step @ self._offset
         return self
 
@@ -165,7 +166,7 @@ class Recolouring:
             red, green, blue = levels.unbind(1)
             grey = (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).floor_()
             return grey.mean(1).cpu().float().view(-1, 1, 1) / top
-        luma = (torch.tensor(LUMA) if channels == 3 else torch.full((channels,), 1 / channels)).view(1, -1)
+        luma = torch.tensor(LUMA if channels == 3 else [1 / channels] * channels, dtype=torch.float32).view(1, -1)
         means = levels.mean(2, keepdim=True).cpu().float() / top
         return luma @ ((means * scale if self._matrix is None else self._matrix[places] @ means) + offset)
 

@@ -90,7 +90,8 @@ def _moved(images: Tensor, magnitude: Mapping[str, Tensor], interpolation: Inter
 def _recoloured(images: Tensor, magnitude: Mapping[str, Tensor], interpolation: Interpolation) -> Tensor:
     colours, same = Recolouring(images), torch.zeros(len(images))
     contrast, brightness, saturation = (1 + magnitude.get(name, same) for name in ("contrast", "brightness", "saturation"))
-    return colours.contrast(contrast).brightness(brightness).saturation(saturation).apply()
+    colours = colours.contrast(contrast).brightness(brightness)
+    return (colours.saturation(saturation) if "saturation" in magnitude else colours).apply()
 
 
 _TOGETHER: dict[tuple[str, ...], Callable[[Tensor, Mapping[str, Tensor], Interpolation], Tensor]] = {

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_cnnopt.augmentation.functional.layout import check_images, from_levels, to_levels
 from lightning_cnnopt.augmentation.functional.mixing import mix
 from lightning_cnnopt.augmentation.mixing.functional import area_left, beta, cut_boxes, paste, soft_targets
-from lightning_cnnopt.core.batch import to_float
-from lightning_cnnopt.core.errors import check_choice, check_range
+from lightning_cnnopt.core.errors import DataError, check_choice, check_range
 from lightning_cnnopt.core.spec import Configurable
 
 Per = Literal["sample", "batch"]
@@ -44,7 +44,10 @@ class Mixing(Configurable, ABC):
                 one optimizer step where gradients are accumulated, and those of all processes. By default ``generator``.
 
         Returns:
-            Images, as floats where they are blended, and float targets.
+            Images, of the type they were: of uint8, levels are rounded to the nearest; and float targets.
+
+        Raises:
+            DataError: For images of another shape or type, or another number of targets.
         """
 
 
@@ -84,6 +87,9 @@ class PairMixing(Mixing):
         shared: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return mixed images and targets."""
+        check_images(images)
+        if len(targets) != len(images):
+            raise DataError(f"{self!r}: {len(images)} images and {len(targets)} targets can't be mixed.")
         partner = torch.randperm(len(images), generator=generator)
         drawing = generator if self.per == "sample" or shared is None else shared
         kept = torch.rand(len(images) if self.per == "sample" else 1, generator=drawing) >= self.p
@@ -119,9 +125,9 @@ class MixUp(PairMixing):
     def mix_images(
         self, images: Tensor, partner: Tensor, kept: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """Return blended images, as floats, and λ."""
+        """Return blended images and λ."""
         share = beta(self.alpha, len(kept), generator).masked_fill(kept, 1)
-        return mix(to_float(images), partner, share), share
+        return _blend(images, partner, share), share
 
 
 class CutMix(PairMixing):
@@ -182,7 +188,7 @@ class MixUpOrCutMix(PairMixing):
         >>> mixing = MixUpOrCutMix(mixup_alpha=0.8)
         >>> images, targets = mixing(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 1]), num_classes=3)
         >>> images.dtype, targets.shape
-        (torch.float32, torch.Size([4, 3]))
+        (torch.uint8, torch.Size([4, 3]))
     """
 
     def __init__(
@@ -204,14 +210,20 @@ class MixUpOrCutMix(PairMixing):
     def mix_images(
         self, images: Tensor, partner: Tensor, kept: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """Return images that are blended or pasted, as floats, and what share of each is its own."""
+        """Return images that are blended or pasted, and what share of each is its own."""
         cuts = torch.rand(len(kept), generator=generator) < self.cutmix
         blended = beta(self.mixup_alpha, len(kept), generator).masked_fill(kept | cuts, 1)
         left = beta(self.cutmix_alpha, len(kept), generator).masked_fill(kept | ~cuts, 1)
         boxes = cut_boxes(left, _centres(len(kept), generator), *images.shape[-2:])
-        floats = to_float(images)
-        mixed = paste(mix(floats, partner, blended), floats[partner.to(images.device)], boxes)
+        mixed = paste(_blend(images, partner, blended), images[partner.to(images.device)], boxes)
         return mixed, torch.where(cuts, area_left(boxes, *images.shape[-2:]), blended)
+
+
+def _blend(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """Return each image mixed with its partner."""
+    if images.is_floating_point():
+        return mix(images, partner, share)
+    return from_levels(mix(to_levels(images), partner, share), images)
 
 
 def _centres(count: int, generator: torch.Generator | None) -> Tensor:

@@ -73,6 +73,11 @@ def views_of(views: ViewSet | Sequence[View], owner: str = "views_of") -> list[V
         for name in view:
             check_choice(owner, "views", name, names)
         check_range(owner, "weight", view.get("weight", 1.0), 0, low_open=True)
+        check_range(owner, "down", view.get("down", 0), whole=True)
+        check_range(owner, "right", view.get("right", 0), whole=True)
+        for name, value in view.items():
+            if name.endswith("flip") and not isinstance(value, bool):
+                raise ConfigurationError(f"{owner}: {name}={value!r} is neither true nor false.")
     if not views or any(views[0].get(name) for name in names if name != "weight"):
         raise ConfigurationError(
             f"{owner}: views={views!r} has to begin with the image as it is, as [{{}}, {{horizontal_flip: true}}] does: its "

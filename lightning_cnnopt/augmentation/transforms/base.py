@@ -26,6 +26,9 @@ class Transform(Configurable, ABC):
     with neighbours of its kind.
     """
 
+    reads_levels: ClassVar[bool] = False
+    """Whether it takes 0 for black and 1 for white, so that :class:`Augment` refuses floats that are normalized already."""
+
     @abstractmethod
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the transformed images.
@@ -107,6 +110,8 @@ class Geometric(Transform):
 
 class ColourStep(Transform):
     """Base of transforms of colour: a linear one and its neighbour are one pass."""
+
+    reads_levels = True
 
     @abstractmethod
     def recolour(self, colours: Recolouring, generator: torch.Generator | None = None) -> Recolouring:

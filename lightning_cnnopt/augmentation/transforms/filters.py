@@ -19,6 +19,8 @@ class Sharpness(Transform):
         p: Probability for each image.
     """
 
+    reads_levels = True
+
     def __init__(self, strength: float = 0.5, p: float = 1.0) -> None:
         check_range("Sharpness", "strength", strength, 0)
         check_range("Sharpness", "p", p, 0, 1)
@@ -73,6 +75,8 @@ class GaussianNoise(Transform):
         std: Interval of the standard deviation, white being 1.
         p: Probability for each image.
     """
+
+    reads_levels = True
 
     def __init__(self, std: tuple[float, float] = (0.0, 0.1), p: float = 0.5) -> None:
         check_interval("GaussianNoise", "std", std, 0, 1)

@@ -23,6 +23,8 @@ class Posterize(Transform):
         [128, 0]
     """
 
+    reads_levels = True
+
     def __init__(self, bits: tuple[int, int] = (4, 7), p: float = 0.5) -> None:
         check_interval("Posterize", "bits", bits, 0, 8, whole=True)
         check_range("Posterize", "p", p, 0, 1)
@@ -44,6 +46,8 @@ class Solarize(Transform):
         p: Probability for each image.
     """
 
+    reads_levels = True
+
     def __init__(self, threshold: tuple[float, float] = (0.5, 1.0), p: float = 0.5) -> None:
         check_interval("Solarize", "threshold", threshold, 0, 1)
         check_range("Solarize", "p", p, 0, 1)
@@ -64,6 +68,8 @@ class AutoContrast(Transform):
         p: Probability for each image.
     """
 
+    reads_levels = True
+
     def __init__(self, p: float = 0.5) -> None:
         check_range("AutoContrast", "p", p, 0, 1)
         self.p = p
@@ -80,6 +86,8 @@ class Equalize(Transform):
     Args:
         p: Probability for each image.
     """
+
+    reads_levels = True
 
     def __init__(self, p: float = 0.5) -> None:
         check_range("Equalize", "p", p, 0, 1)
