@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
+from typing import Any
 
 from benchmarks.frame.rows import FASTER, LONGER, Benchmark, Function, Goal, Row
 from benchmarks.peers import Loaded, Samples, images, seconds_a_thousand
@@ -17,15 +18,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 def ours(pair: int) -> Mapping[str, float]:
     """Return the seconds that a thousand images take this project."""
-    import torch
-
-    from lightning_cnnopt import ResidentLoader
-    from lightning_cnnopt.architecture import Preprocessing
-    from lightning_cnnopt.augmentation import Augment, HorizontalFlip, PaddedCrop
-
-    data = images(COUNT, SIZE)
-    loader = ResidentLoader(data, torch.zeros(COUNT, dtype=torch.long), BATCH, shuffle=True, seed=pair)
-    augment, preprocessing = Augment([PaddedCrop(4), HorizontalFlip()], seed=pair), Preprocessing(3, MEAN, STD)
+    loader, augment, preprocessing = _loader(pair), _augment(pair), _preprocessing(pair)
 
     def epoch() -> int:
         for batch, _ in loader:
@@ -33,6 +26,35 @@ def ours(pair: int) -> Mapping[str, float]:
         return COUNT
 
     return seconds_a_thousand(epoch)
+
+
+def _loader(pair: int) -> Any:
+    import torch
+
+    from lightning_cnnopt import ResidentLoader
+
+    return ResidentLoader(images(COUNT, SIZE), torch.zeros(COUNT, dtype=torch.long), BATCH, shuffle=True, seed=pair)
+
+
+def _augment(pair: int) -> Any:
+    from lightning_cnnopt.augmentation import Augment, HorizontalFlip, PaddedCrop
+
+    return Augment([PaddedCrop(4), HorizontalFlip()], seed=pair)
+
+
+def _preprocessing(pair: int) -> Any:
+    from lightning_cnnopt.architecture import Preprocessing
+
+    return Preprocessing(3, MEAN, STD)
+
+
+def _part(pair: int, of: Callable[[int], Any]) -> Mapping[str, float]:
+    """Return the seconds that a thousand images take one of the three parts alone, from memory that no cache holds."""
+    part, loader = of(pair), _loader(pair)
+    if of is _loader:
+        return seconds_a_thousand(lambda: sum(len(batch) for batch, _ in loader))
+    batches = [batch for batch, _ in loader]
+    return seconds_a_thousand(lambda: sum(len(part(batch)) for batch in batches))
 
 
 @cache
@@ -71,14 +93,13 @@ def _training(pair: int, augments: bool) -> Mapping[str, float]:
     from torch.nn import functional as F
 
     from lightning_cnnopt import ResidentLoader
-    from lightning_cnnopt.architecture import Preprocessing, SmallResNet
-    from lightning_cnnopt.augmentation import Augment, HorizontalFlip, PaddedCrop
+    from lightning_cnnopt.architecture import SmallResNet
 
     count = 4 * BATCH
     loader = ResidentLoader(images(COUNT, SIZE)[:count], torch.arange(count) % 10, BATCH, shuffle=True, seed=pair)
-    augment = Augment([PaddedCrop(4), HorizontalFlip()] if augments else [], seed=pair)
+    augment = _augment(pair) if augments else lambda batch: batch
     torch.manual_seed(pair)
-    network = torch.nn.Sequential(Preprocessing(3, MEAN, STD), SmallResNet(10, 3))
+    network = torch.nn.Sequential(_preprocessing(pair), SmallResNet(10, 3))
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
 
     spent = []
@@ -104,6 +125,14 @@ BENCHMARK = Benchmark(
     rows=(
         Row("against torchvision v2", _OURS, _THEIRS, Goal(FASTER, 50)),
         Row("against the limit", _OURS, _LIMIT, Goal(LONGER, 3)),
+        *(
+            Row(f"of it, {name}", Function(label, partial(_part, of=of)), _LIMIT, Goal(LONGER))
+            for name, label, of in (
+                ("the loader", "ResidentLoader", _loader),
+                ("crop and flip", "Augment", _augment),
+                ("normalization", "Preprocessing", _preprocessing),
+            )
+        ),
         Row(
             "training a small ResNet",
             Function("with crop and flip", partial(_training, augments=True)),

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.frame.table import tell_met
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "speed.md"
 _HEAD = """# Speed
@@ -52,7 +54,7 @@ def _row(row: dict[str, Any]) -> str:
     clock = next((key for key, value in row.items() if isinstance(value, dict) and "figure" in value and key != "limit"), None)
     if clock is None:
         return f"| {name} | {against} | {row.get('left_out', 'no valid pair')} | | {row['goal']} | | |"
-    figure, met = row[clock]["figure"], {True: "yes", False: "no", None: "open"}[row["goal_met"]]
+    figure, met = row[clock]["figure"], tell_met(row["goal"], row["goal_met"])
     value, low, high = (f"{figure[part]:.3g}" for part in ("value", "low", "high"))
     return f"| {name} | {against} | {value} {row['measure']} | {low} to {high} | {row['goal']} | {met} | {row['pairs']} |"
 

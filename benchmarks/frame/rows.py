@@ -127,7 +127,7 @@ LARGER = Measure("times as much memory", lambda ours, against: ours / against, T
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure and what it should come to.
+    """A figure and what it should come to; without a bound it only tells how large something is.
 
     Example:
         >>> Goal(LONGER, 1.15).words, Goal(LONGER, 1.15).verdict(1.1, 1.2)
@@ -135,14 +135,18 @@ class Goal:
     """
 
     measure: Measure
-    bound: float
+    bound: float | None = None
 
     @property
     def words(self) -> str:
+        if self.bound is None:
+            return "none"
         return f"at {'most' if self.measure.smaller_is_better else 'least'} {self.bound:g} {self.measure.words}"
 
     def verdict(self, low: float, high: float) -> bool | None:
         """Whether the whole interval meets the goal (true), none of it (false), or a part (none)."""
+        if self.bound is None:
+            return None
         met = [end <= self.bound if self.measure.smaller_is_better else end >= self.bound for end in (low, high)]
         return met[0] if met[0] == met[1] else None
 

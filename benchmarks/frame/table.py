@@ -40,6 +40,11 @@ class Figure:
         return cls(float(np.median(values)), float(low), float(high))
 
 
+def tell_met(goal: str, met: bool | None) -> str:
+    """Return in a word whether a goal is met; nothing where there is none."""
+    return "" if goal == "none" else {True: "yes", False: "no", None: "open"}[met]
+
+
 def summarize(benchmark: Benchmark, results: Results) -> dict[str, Any]:
     """Return what this machine's runs come to, row by row."""
     return {"machine": results.machine_key, "rows": [_summarize_row(row, results) for row in benchmark.rows]}
@@ -59,7 +64,7 @@ def print_table(benchmark: Benchmark, results: Results, console: Console) -> Non
         if not summary["pairs"]:
             table.add_row("", "", "", "", "no valid pair", "", "", "", pairs, end_section=True)
             continue
-        met = {True: "yes", False: "no", None: "open"}[summary["goal_met"]]
+        met = tell_met(row.goal.words, summary["goal_met"])
         for clock, last in zip(_clocks(measure), ((met, pairs), ("", "")), strict=False):
             table.add_row("", clock, *_cells(summary[clock], "against", measure), "", *last)
         if row.limit is not None:

@@ -12,7 +12,7 @@ from benchmarks.frame import machine
 from benchmarks.frame.pairs import Run, measure, run_pairs
 from benchmarks.frame.rows import FASTER, LARGER, LONGER, MORE, Benchmark, Command, Function, Goal, Row
 from benchmarks.frame.store import Results
-from benchmarks.frame.table import Figure, print_table, summarize
+from benchmarks.frame.table import Figure, print_table, summarize, tell_met
 
 OURS = Function("ours", lambda pair: {})
 PEER = Function("peer", lambda pair: {})
@@ -105,6 +105,7 @@ def test_a_goal_on_memory_is_about_what_the_sides_report_and_not_about_their_tim
 
 def test_a_goal_inside_the_interval_is_neither_met_nor_missed():
     assert [Goal(LONGER, 1.15).verdict(*ends) for ends in ((1.0, 1.1), (1.1, 1.2), (1.2, 1.3))] == [True, None, False]
+    assert (Goal(LONGER).words, Goal(LONGER).verdict(1.0, 1.1), tell_met("none", None)) == ("none", None, "")
     assert [Goal(FASTER, 2).verdict(*ends) for ends in ((1.0, 1.5), (1.5, 2.5), (2.0, 3.0))] == [False, None, True]
 
 
