@@ -135,7 +135,9 @@ def _flags(rows: Sequence[_Row], table: Path) -> Tensor:
 
 
 def _ordered(names: set[str]) -> list[str]:
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))  # '1' and '01' are two classes, in the same order in each run
+    return sorted(names)
 
 
 def _numbers(several: Sequence[Sequence[str]], classes: Sequence[str], task: str) -> Tensor:

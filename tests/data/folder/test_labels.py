@@ -61,6 +61,13 @@ def test_numbers_are_in_the_order_of_numbers(tmp_path):
     assert rows(data) == {"a": 2, "b": 1, "c": 0}
 
 
+def test_numbers_that_are_equal_are_in_the_order_of_their_text(tmp_path):
+    names = ["0" * zeros + "1" for zeros in (3, 0, 5, 1, 4, 2)]  # a set has them in another order in each run
+    lines = [f"images/{file}.png,{name}" for file, name in zip("abcdef", names, strict=True)]
+    data = ImageFolder(**table(tmp_path, "\n".join(["file,label", *lines])))
+    assert data.class_names == sorted(names)
+
+
 def test_a_binary_table(tmp_path):
     data = ImageFolder(task="binary", **table(tmp_path, "file,label\nimages/a.png,no\nimages/b.png,yes\n"))
     assert (data.num_classes, data.class_names) == (1, ["no", "yes"])
