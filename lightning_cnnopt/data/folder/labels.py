@@ -74,14 +74,7 @@ def list_table(root: Path, table: Path, task: str, separator: str | None = None)
 
 
 def _read(table: Path, task: str) -> tuple[list[str], list[_Row]]:
-    if not table.is_file():
-        raise DataError(f"ImageFolder: labels={str(table)!r} is missing.")
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            content = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"ImageFolder: {table} is no CSV table in UTF-8: {error}.") from error
+    content = _content(table)
     columns = content[0][1] if content else []
     labelled = "label" in columns or (task == "multilabel" and len(set(columns) - set(_OWN)) > 0)
     if "file" not in columns or not labelled or len(set(columns)) < len(columns):
@@ -105,6 +98,30 @@ def _read(table: Path, task: str) -> tuple[list[str], list[_Row]]:
     if "split" not in columns and "train" in leading and leading <= set(SPLITS):
         rows = [_Row(row.file, row.file.partition("/")[0], row.cells, row.line) for row in rows]
     return columns, rows
+
+
+def _content(table: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows of a table, each with the number of its line."""
+    if not table.is_file():
+        raise DataError(f"ImageFolder: labels={str(table)!r} is missing.")
+    content, line = list[tuple[int, list[str]]](), 1
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if any("\n" in cell or "\r" in cell for cell in row):  # as rows look that a missing quotation mark joins
+                    raise csv.Error("a cell goes on in the next line")
+                if row:
+                    content.append((line, [cell.strip() for cell in row]))
+                line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise DataError(f"ImageFolder: {table} is no CSV table in UTF-8: {error}.") from error
+    except csv.Error as error:
+        raise DataError(
+            f'ImageFolder: line {line} of {table} is no row of a CSV table: {error}. Look for a quotation mark (") without '
+            "another one."
+        ) from error
+    return content
 
 
 def _check_files(rows: Sequence[_Row], table: Path) -> None:

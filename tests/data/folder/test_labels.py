@@ -114,12 +114,28 @@ def test_labels_with_a_separator(tmp_path):
             "the split 'test' of .* has 'z', which the training split has not",
         ),
         ("file,label\nimages/a.png,x\nimages/b.png,y\nimages/c.png,z\n", "binary", "task='binary' takes two classes; .* has 3"),
+        (
+            'file,label\nimages/a.png,x\nimages/b.png,"y\nimages/c.png,x\n',
+            "multiclass",
+            "line 3 of .*labels.csv is no row of a CSV",
+        ),
+        (
+            'file,label\na.png,"x\nb.png,x\nc.png,y"\nd.png,y\n',
+            "multiclass",
+            "line 2 .* a cell goes on in the next line.* mark",
+        ),
+        ('file,label\na.png,x\n\nb.png,"x\r\nc.png,"y"\n', "multiclass", "line 4 .* is no row of a CSV table"),
         ("file,cat,dog\nimages/a.png,0,2\n", "multilabel", "line 2 .* has '2' in the column of a label; expected 0 or 1"),
     ],
 )
 def test_a_wrong_table_is_refused_with_its_line(text, task, said, tmp_path):
     with pytest.raises(DataError, match=said):
         ImageFolder(task=task, **table(tmp_path, text))
+
+
+def test_cells_in_quotation_marks_are_read(tmp_path):
+    data = ImageFolder(**table(tmp_path, 'file,"label"\r\n"images/a.png","a ""cat"", asleep"\r\nimages/b.png, dog"s \r\n'))
+    assert data.class_names == ['a "cat", asleep', 'dog"s']
 
 
 def test_a_file_that_the_table_lists_has_to_be_there(tmp_path):
