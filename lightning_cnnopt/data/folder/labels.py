@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +49,7 @@ def list_table(root: Path, table: Path, task: str, separator: str | None = None)
     check_folder(root)
     if separator is not None and task != "multilabel":
         raise ConfigurationError(f"ImageFolder: separator={separator!r} is for task='multilabel'; this one is {task!r}.")
-    columns, rows = _read(table, task)
+    columns, rows = _read(root, table, task)
     parts = {split: sorted((row for row in rows if row.split == split), key=lambda row: row.file) for split in SPLITS}
     if not parts["train"]:
         raise DataError(f"ImageFolder: {table} lists no image of the split 'train'.")
@@ -73,7 +75,7 @@ def list_table(root: Path, table: Path, task: str, separator: str | None = None)
     return Listing(classes, splits)
 
 
-def _read(table: Path, task: str) -> tuple[list[str], list[_Row]]:
+def _read(root: Path, table: Path, task: str) -> tuple[list[str], list[_Row]]:
     content = _content(table)
     columns = content[0][1] if content else []
     labelled = "label" in columns or (task == "multilabel" and len(set(columns) - set(_OWN)) > 0)
@@ -93,10 +95,10 @@ def _read(table: Path, task: str) -> tuple[list[str], list[_Row]]:
                 f"ImageFolder: line {line} of {table} has the split {split!r}; expected one of {', '.join(SPLITS)}."
             )
         rows.append(_Row(row[columns.index("file")], split, [row[cell] for cell in cells], line))
-    _check_files(rows, table)
-    leading = {row.file.partition("/")[0] for row in rows}
-    if "split" not in columns and "train" in leading and leading <= set(SPLITS):
-        rows = [_Row(row.file, row.file.partition("/")[0], row.cells, row.line) for row in rows]
+    _check_files(rows, root, table)
+    leading = [posixpath.normpath(row.file).partition("/")[0] for row in rows]
+    if "split" not in columns and "train" in leading and set(leading) <= set(SPLITS):
+        rows = [_Row(row.file, split, row.cells, row.line) for row, split in zip(rows, leading, strict=True)]
     return columns, rows
 
 
@@ -124,14 +126,16 @@ def _content(table: Path) -> list[tuple[int, list[str]]]:
     return content
 
 
-def _check_files(rows: Sequence[_Row], table: Path) -> None:
-    lines: dict[str, int] = {}
+def _check_files(rows: Sequence[_Row], root: Path, table: Path) -> None:
+    top = os.path.abspath(root)
+    first: dict[str, _Row] = {}
     for row in rows:
         if not row.file:
             raise DataError(f"ImageFolder: line {row.line} of {table} names no file.")
-        if row.file in lines:
-            raise DataError(f"ImageFolder: {table} lists {row.file!r} twice, in lines {lines[row.file]} and {row.line}.")
-        lines[row.file] = row.line
+        before = first.setdefault(os.path.normpath(os.path.join(top, row.file)), row)
+        if before is not row:
+            spelled = "" if before.file == row.file else f" (as {before.file!r})"
+            raise DataError(f"ImageFolder: {table} lists {row.file!r} twice, in lines {before.line}{spelled} and {row.line}.")
 
 
 def _labels(row: _Row, table: Path, separator: str | None) -> list[str]:

@@ -50,7 +50,7 @@ def test_a_table_without_splits_is_training_data_and_its_order_does_not_count(tm
 def test_without_a_column_of_splits_the_first_folder_is_the_split(tmp_path):
     for name in ("train/a", "train/b", "test/c"):
         save(tmp_path / f"{name}.png", pixels())
-    (tmp_path / "labels.csv").write_text("file,label\ntrain/a.png,x\ntrain/b.png,y\ntest/c.png,y\n")
+    (tmp_path / "labels.csv").write_text("file,label\ntrain/a.png,x\n./train/b.png,y\ntest/c.png,y\n")
     data = ImageFolder(str(tmp_path), labels=str(tmp_path / "labels.csv"), val_size=0)
     assert (rows(data), rows(data, "test")) == ({"a": 0, "b": 1}, {"c": 1})
 
@@ -125,12 +125,18 @@ def test_labels_with_a_separator(tmp_path):
             "line 2 .* a cell goes on in the next line.* mark",
         ),
         ('file,label\na.png,x\n\nb.png,"x\r\nc.png,"y"\n', "multiclass", "line 4 .* is no row of a CSV table"),
+        (
+            "file,label\nimages/a.png,x\nimages/b.png,y\n./images//a.png,y\n",
+            "multiclass",
+            r"lists './images//a.png' twice, in lines 2 \(as 'images/a.png'\) and 4",
+        ),
+        ("file,label\nimages/a.png,x\n../set/images/a.png,x\n", "multiclass", r"lists '\.\./set/images/a.png' twice"),
         ("file,cat,dog\nimages/a.png,0,2\n", "multilabel", "line 2 .* has '2' in the column of a label; expected 0 or 1"),
     ],
 )
 def test_a_wrong_table_is_refused_with_its_line(text, task, said, tmp_path):
     with pytest.raises(DataError, match=said):
-        ImageFolder(task=task, **table(tmp_path, text))
+        ImageFolder(task=task, **table(tmp_path / "set", text))
 
 
 def test_cells_in_quotation_marks_are_read(tmp_path):
