@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -162,15 +162,38 @@ def _images(root: Path, folder: Path) -> tuple[list[str], list[str]]:
     """Return the images below a folder in torchvision's order, and the names of other files."""
     images: list[str] = []
     other: list[str] = []
-    for place, _, names in sorted(os.walk(folder, followlinks=True)):
-        if any(part.startswith(".") for part in Path(place).relative_to(folder).parts):
-            continue
-        for name in sorted(names):
+    for place, names in _walk(folder):
+        for name in names:
             if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
                 images.append((Path(place) / name).relative_to(root).as_posix())
             else:
                 other.append(name)
     return images, other
+
+
+def _walk(folder: Path) -> list[tuple[str, list[str]]]:
+    """Return a folder and those below it, by name, each with the names of its files.
+
+    Links are followed, but to no folder that has been listed already, nor up to one that holds the link: there the walk would
+    begin anew, and the images of other classes would be listed as of this one.
+    """
+    found: list[tuple[str, list[str]]] = []
+    seen: set[str] = set()
+    waiting = deque([(str(folder), {os.path.realpath(parent) for parent in folder.absolute().parents})])
+    while waiting:  # links come last, so that a folder is listed under its own name
+        top, above = waiting.popleft()
+        real = os.path.realpath(top)
+        if real in above:
+            continue
+        above = above | {str(parent) for parent in Path(real).parents}
+        for place, folders, names in os.walk(top):
+            here = os.path.normpath(os.path.join(real, os.path.relpath(place, top)))
+            folders[:] = [] if here in seen else sorted(name for name in folders if not name.startswith("."))
+            if here not in seen:
+                seen.add(here)
+                found.append((place, sorted(names)))
+            waiting += [(link, above) for name in folders if os.path.islink(link := os.path.join(place, name))]
+    return sorted(found)
 
 
 def _content(names: list[str]) -> str:

@@ -60,6 +60,38 @@ def test_links_are_followed(tmp_path):
     assert len(list_folders(tmp_path / "here").splits["train"]) == 4
 
 
+def test_links_lead_to_no_folder_twice_and_not_back_up(tmp_path):
+    make_folder(tmp_path / "there", {"store/one": {"x": 2}, "store/two": {"": 1}, "store/.kept": {"": 1}})
+    root = make_folder(tmp_path / "here", {"train": {"cat": 2, "dog": 3, "cat/z": 1}})
+    cat = root / "train" / "cat"
+    before = ours(list_folders(root), "train", root / "train")
+    for name, target in {
+        "a": "z",  # comes before z itself
+        "self": ".",
+        "up": "..",
+        "z/top": root,
+        "elsewhere": tmp_path / "there" / "store" / "one",
+        "elsewhere too": tmp_path / "there" / "store" / "one" / "x",
+        "file.png": tmp_path / "there" / "store" / "two" / "0.png",
+        "hidden": tmp_path / "there" / "store" / ".kept",
+        "gone": "nowhere",
+    }.items():
+        (cat / name).symlink_to(target)
+    (tmp_path / "there" / "store" / "one" / "up").symlink_to("..")
+    (tmp_path / "there" / "store" / "one" / "home").symlink_to(root / "train")
+    listed = ours(list_folders(root), "train", root / "train")
+    more = ["cat/elsewhere/x/0.png", "cat/elsewhere/x/1.png", "cat/file.png", "cat/hidden/0.png"]
+    assert sorted(listed) == sorted(before + [(name, 0) for name in more])
+    assert [target for _, target in listed] == [0] * 7 + [1] * 3
+
+
+def test_a_class_that_is_a_link_up_is_not_all_classes(tmp_path):
+    make_folder(tmp_path, {"train": {"cat": 2, "dog": 2}})
+    (tmp_path / "train" / "loop").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="loop is a class without images"):
+        list_folders(tmp_path)
+
+
 def test_folders_beside_the_splits_are_told(tmp_path):
     make_folder(tmp_path, {"train": {"cat": 1, "dog": 1}, "valid": {"cat": 1}})
     with pytest.warns(UserWarning, match=r"only train/, val/ and test/ are used, and not valid/"):
