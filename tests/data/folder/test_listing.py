@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -50,6 +51,31 @@ def test_what_begins_with_a_dot_is_left_out(tmp_path):
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     after = list_folders(tmp_path)
     assert (after.classes, after.splits["train"].names) == (before.classes, before.splits["train"].names)
+
+
+def test_jpeg_is_read_by_any_of_its_names(tmp_path):
+    make_folder(tmp_path, {"cat": {"": 1}, "dog": {"": 1}})
+    for ending in (".JFIF", ".jpe"):
+        save(tmp_path / "cat" / f"a{ending}", pixels(), format="JPEG")
+    data = ImageFolder(str(tmp_path), val_size=0)
+    assert [path.name for path in data.paths("train")] == ["0.png", "a.JFIF", "a.jpe", "0.png"]
+    assert len(data.train_set.images) == 4
+
+
+def test_images_of_kinds_that_are_not_read_are_told_with_their_count(tmp_path, caplog):
+    make_folder(tmp_path)
+    with caplog.at_level(logging.INFO):
+        list_folders(tmp_path)
+    assert not caplog.messages
+    for name in ("train/cat/a.gif", "train/cat/.b.gif", "train/cat/notes.txt", "train/dog/x/c.HEIC", "test/cat/d.avif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    save(tmp_path / "test" / "dog" / "e.gif", pixels())
+    with caplog.at_level(logging.INFO):
+        list_folders(tmp_path)
+    (said,) = caplog.messages
+    assert "4 images are left out of" in said
+    assert "not read: 'train/cat/a.gif', 'train/dog/x/c.HEIC', 'test/cat/d.avif' and 1 more. Those that end in .jpg," in said
 
 
 def test_links_are_followed(tmp_path):
