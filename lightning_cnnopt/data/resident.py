@@ -69,7 +69,8 @@ class ResidentLoader:
             where the images are.
 
     Raises:
-        DataError: If there are no samples, fewer than ranks to train, or not as many targets or weights as images.
+        DataError: If there are no samples, fewer than ranks to train, not as many targets or weights as images, or ``places``
+            that are none of the samples'.
         ConfigurationError: If weights can't be right, or come without ``shuffle``, or ``repeats`` does not fit.
 
     Reference:
@@ -97,8 +98,12 @@ class ResidentLoader:
         repeats: int = 1,
         device: torch.device | str | None = None,
     ) -> None:
-        check_range("ResidentLoader", "batch_size", batch_size, 1)
-        check_range("ResidentLoader", "repeats", repeats, 1)
+        check_range("ResidentLoader", "batch_size", batch_size, 1, whole=True)
+        check_range("ResidentLoader", "repeats", repeats, 1, whole=True)
+        if images.ndim < 2:
+            raise DataError(f"ResidentLoader: images of shape {tuple(images.shape)}; expected (N, …), such as (N, C, H, W).")
+        if places is not None:
+            _check_places(places, len(images))
         data = ImageSet(images, targets, places)
         if len(images) != len(targets):
             raise DataError(f"ResidentLoader: {len(images)} images and {len(targets)} targets do not belong together.")
@@ -212,6 +217,19 @@ class ResidentLoader:
             cuts.pop()
             cuts[-1] = (cuts[-1][0], count)
         return cuts
+
+
+def _check_places(places: Tensor, count: int) -> None:
+    if places.ndim != 1 or places.dtype not in (torch.int32, torch.int64):
+        raise DataError(
+            f"ResidentLoader: places of {places.dtype} and shape {tuple(places.shape)}; expected (M,) whole numbers, int32 or "
+            "int64. Those of a mask are mask.nonzero().flatten()."
+        )
+    if len(places) and (int(places.min()) < 0 or int(places.max()) >= count):
+        raise DataError(
+            f"ResidentLoader: places run from {int(places.min())} to {int(places.max())}; of {count} samples they have to be "
+            f"from 0 to {count - 1}."
+        )
 
 
 def _check_weights(weights: Tensor, count: int, shuffle: bool) -> None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import move_data_to_device
 
+from lightning_cnnopt.core.errors import DataError
 from lightning_cnnopt.data import ResidentLoader
 from tests.data.mapping import is_mapped
 from tests.data.test_datamodule import colours
@@ -33,6 +34,25 @@ def test_a_part_of_a_set_is_served_like_a_copy_of_it():
         for ours, theirs in zip(part, copy, strict=True):
             ours, theirs = (batch.values() if isinstance(batch, dict) else batch for batch in (ours, theirs))
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (
+            torch.ones(5, dtype=torch.bool),
+            r"places of torch.bool and shape \(5,\); expected \(M,\) whole numbers.* mask.nonzero",
+        ),
+        (torch.ones(12, dtype=torch.bool), r"places of torch.bool"),
+        (torch.arange(5.0), r"places of torch.float32"),
+        (torch.zeros(2, 2).long(), r"shape \(2, 2\)"),
+        (torch.tensor([3, 12]), "places run from 3 to 12; of 12 samples they have to be from 0 to 11"),
+        (torch.tensor([-1, 2], dtype=torch.int32), "places run from -1 to 2"),
+    ],
+)
+def test_places_that_are_none_are_refused(places, said):
+    with pytest.raises(DataError, match=said):
+        loader_of(12, places=places)
 
 
 def test_a_mapped_file_is_not_copied(tmp_path):

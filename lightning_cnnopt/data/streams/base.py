@@ -77,21 +77,23 @@ class StreamDataModule(DeviceAugmented):
         std: Sequence[float] | None = None,
     ) -> None:
         name = type(self).__name__
-        sides = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-        for side in sides:
-            check_range(name, "image_size", side, 1)
+        if isinstance(image_size, (list, tuple)) and len(image_size) != 2:
+            raise ConfigurationError(f"{name}: image_size={image_size!r}; expected height and width, or one number for both.")
+        height, width = image_size if isinstance(image_size, (list, tuple)) else (image_size, image_size)
+        for side in (height, width):
+            check_range(name, "image_size", side, 1, whole=True)
         if in_channels not in (1, 3):
             raise ConfigurationError(f"{name}: in_channels={in_channels}; expected 1 or 3.")
-        check_range(name, "workers", workers, 0)
-        check_range(name, "shuffle_buffer", shuffle_buffer, 1)
+        check_range(name, "workers", workers, 0, whole=True)
+        check_range(name, "shuffle_buffer", shuffle_buffer, 1, whole=True)
         check_choice(name, "on_broken", on_broken, get_args(OnBroken))
         if train_samples is not None:
-            check_range(name, "train_samples", train_samples, 1)
+            check_range(name, "train_samples", train_samples, 1, whole=True)
         if (mean is None) != (std is None):
             raise ConfigurationError(f"{name}: mean and std belong together; give both or neither.")
         if class_names is not None and num_classes is not None and len(class_names) != num_classes:
             raise ConfigurationError(f"{name}: {len(class_names)} class_names for num_classes={num_classes}.")
-        self._image_size = sides
+        self._image_size = (height, width)
         self._in_channels = in_channels
         self._class_names = None if class_names is None else list(class_names)
         self._num_classes = num_classes

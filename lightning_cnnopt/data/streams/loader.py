@@ -85,10 +85,10 @@ class StreamLoader:
         on_epoch: Callable[[Counter[int]], None] | None = None,
     ) -> None:
         check_choice("StreamLoader", "on_broken", on_broken, get_args(OnBroken))
-        check_range("StreamLoader", "batch_size", batch_size, 1)
-        check_range("StreamLoader", "workers", workers, 0)
+        check_range("StreamLoader", "batch_size", batch_size, 1, whole=True)
+        check_range("StreamLoader", "workers", workers, 0, whole=True)
         if batches is not None:
-            check_range("StreamLoader", "batches", batches, 1)
+            check_range("StreamLoader", "batches", batches, 1, whole=True)
         self.source = source
         self.batch_size = batch_size
         self.batches = batches

@@ -177,6 +177,20 @@ def test_a_data_module_hands_its_policy_on_and_measures_without_broken_samples(m
         Module(on_broken="ignore")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"image_size": 4.5}, "image_size=4.5 is not a whole number"),
+        ({"image_size": (4, 4, 3)}, r"image_size=\(4, 4, 3\); expected height and width"),
+        ({"batch_size": 2.5}, "batch_size=2.5 is not a whole number"),
+        ({"workers": 0.5}, "workers=0.5 is not a whole number"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments, said):
+    with pytest.raises(ConfigurationError, match=said):
+        Streamed(**arguments)
+
+
 def test_the_length_of_an_evaluation_is_not_known():
     with pytest.raises(TypeError, match="not known"):
         len(StreamLoader(Numbers(), 4))
