@@ -33,7 +33,7 @@ class ImageFolder(ImageDataModule):
 
     The folder holds ``train/CLASS/…`` with, if there are some, ``test/CLASS/…`` and ``val/CLASS/…``; or ``CLASS/…`` alone, and
     no test split. Classes are in the order of their names, as torchvision has them. Files and folders that begin with a dot
-    are left out.
+    are left out, and images of kinds that are not read, such as GIF, which is told.
 
     By default images are packed: decoded by several processes into one memory-mapped file of uint8, which later runs and all
     processes of a run share. It is made anew when an image is added, removed, renamed or edited. With ``pack=False`` images

@@ -85,17 +85,18 @@ def list_folders(root: Path) -> Listing:
     """
     check_folder(root)
     inside = _folders(root)
+    left_out: list[str] = []
     if "train" not in inside:
         if stray := [split for split in SPLITS if split in inside]:
             raise DataError(f"ImageFolder: {root} has {stray[0]}/ but no train/; expected train/CLASS/… beside it.")
-        classes, files = _classes_of(root, root, None, left_out := [])
+        classes, files = _classes_of(root, root, None, left_out)
         _tell_left_out(root, left_out)
         return Listing(classes, {"train": files})
     if unused := [name for name in inside if name not in SPLITS]:
         rank_zero_warn(
             f"ImageFolder: of {root} only train/, val/ and test/ are used, and not {', '.join(f'{name}/' for name in unused)}."
         )
-    classes, files = _classes_of(root, root / "train", None, left_out := [])
+    classes, files = _classes_of(root, root / "train", None, left_out)
     splits = {"train": files}
     for split in ("val", "test"):
         if split in inside:
