@@ -56,8 +56,8 @@ class DeviceAugmented(LightningDataModule):
         normalize: bool | None,
     ) -> None:
         super().__init__()
-        check_range(type(self).__name__, "batch_size", batch_size, 1)
-        check_range(type(self).__name__, "eval_batch_size", eval_batch_size, 1)
+        check_range(type(self).__name__, "batch_size", batch_size, 1, whole=True)
+        check_range(type(self).__name__, "eval_batch_size", eval_batch_size, 1, whole=True)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.normalize = normalize

@@ -94,17 +94,17 @@ class ImageDataModule(DeviceAugmented):
         if isinstance(val_size, float):
             check_range(name, "val_size", val_size, 0, 1, high_open=True)
         else:
-            check_range(name, "val_size", val_size, 0)
+            check_range(name, "val_size", val_size, 0, whole=True)
         if sampling is not None:
             check_choice(name, "sampling", sampling, get_args(Scheme))
         if long_tail is not None:
             check_range(name, "long_tail", long_tail, 1)
         if folds is not None:
-            check_range(name, "folds", folds, 2)
-            check_range(name, "fold", fold, 0, folds - 1)
+            check_range(name, "folds", folds, 2, whole=True)
+            check_range(name, "fold", fold, 0, folds - 1, whole=True)
         elif fold:
             raise ConfigurationError(f"{name}: fold={fold} without folds=, the number of folds.")
-        check_range(name, "repeats", repeats, 1)
+        check_range(name, "repeats", repeats, 1, whole=True)
         self.val_size = val_size
         self.split_seed = split_seed
         self.drop_last = drop_last

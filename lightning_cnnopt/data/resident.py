@@ -46,7 +46,7 @@ class ResidentLoader:
     **Resumed with another number of ranks.** As long as the *global* batch is as large (``batch_size`` times ranks), the very
     next global batch comes, and all after it. With another global batch, Lightning goes on to count the same number of batches
     as done; then the rest of that epoch has other samples, some a second time or none, and a warning says so. The epochs after
-    it are whole, in the same order as without the resume.
+    it are whole, in the same order as without the resume. So it is with another number of samples, but for that order.
 
     Several processes exchange the seed when the first epoch begins, so all of them have to iterate it, unless ``seed`` is
     given.
@@ -69,7 +69,8 @@ class ResidentLoader:
             where the images are.
 
     Raises:
-        DataError: If there are no samples, fewer than ranks to train, or not as many targets or weights as images.
+        DataError: If there are no samples, fewer than ranks to train, not as many targets or weights as images, or ``places``
+            that are none of the samples'.
         ConfigurationError: If weights can't be right, or come without ``shuffle``, or ``repeats`` does not fit.
 
     Reference:
@@ -97,8 +98,12 @@ class ResidentLoader:
         repeats: int = 1,
         device: torch.device | str | None = None,
     ) -> None:
-        check_range("ResidentLoader", "batch_size", batch_size, 1)
-        check_range("ResidentLoader", "repeats", repeats, 1)
+        check_range("ResidentLoader", "batch_size", batch_size, 1, whole=True)
+        check_range("ResidentLoader", "repeats", repeats, 1, whole=True)
+        if images.ndim < 2:
+            raise DataError(f"ResidentLoader: images of shape {tuple(images.shape)}; expected (N, …), such as (N, C, H, W).")
+        if places is not None:
+            _check_places(places, len(images))
         data = ImageSet(images, targets, places)
         if len(images) != len(targets):
             raise DataError(f"ResidentLoader: {len(images)} images and {len(targets)} targets do not belong together.")
@@ -140,6 +145,12 @@ class ResidentLoader:
                 f"time or none. A batch_size of {resumed['batch'] / world_size():g} on each of {world_size()} processes goes "
                 "on exactly."
             )
+        if resumed is not None and resumed["position"] and resumed.get("samples", self._count()) != self._count():
+            rank_zero_warn(
+                f"ResidentLoader: the checkpoint's data had {resumed['samples']} samples and these have {self._count()}, so "
+                "what is left of this epoch has other samples than it would have had, some a second time or none. The epochs "
+                "after it are whole."
+            )
         order = self._order(None if resumed is None else resumed["order" if start else "next"])
         # half as large, and no more for a set of any size that fits in memory
         order = order.to(self.images.device, torch.int32 if self._count() < 2**31 else torch.int64)
@@ -158,11 +169,17 @@ class ResidentLoader:
                 yield images, self.targets.index_select(0, place)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position within the epoch, the state its order was drawn from, that of the next one's, and the batch."""
+        """Return the position within the epoch, the state its order was drawn from, that of the next one's, and their sizes."""
         if self._resumed is not None:
             return dict(self._resumed)
         following = None if self._epoch_start is None else self._stream.generator.get_state()
-        return {"order": self._epoch_start, "position": self._position, "next": following, "batch": self._global_batch()}
+        return {
+            "order": self._epoch_start,
+            "position": self._position,
+            "next": following,
+            "batch": self._global_batch(),
+            "samples": self._count(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the batch that would have been next."""
@@ -171,7 +188,7 @@ class ResidentLoader:
     def end_epoch(self) -> None:
         """Drop what is left of the epoch that was resumed, so that the next iteration is the next epoch."""
         if self._resumed is not None:
-            self._resumed["position"] = len(self)
+            self._resumed |= {"position": len(self), "samples": self._count()}  # nothing is left, whatever there was
 
     def _global_batch(self) -> int:
         return self.batch_size * world_size()
@@ -212,6 +229,19 @@ class ResidentLoader:
             cuts.pop()
             cuts[-1] = (cuts[-1][0], count)
         return cuts
+
+
+def _check_places(places: Tensor, count: int) -> None:
+    if places.ndim != 1 or places.dtype not in (torch.int32, torch.int64):
+        raise DataError(
+            f"ResidentLoader: places of {places.dtype} and shape {tuple(places.shape)}; expected (M,) whole numbers, int32 or "
+            "int64. Those of a mask are mask.nonzero().flatten()."
+        )
+    if len(places) and (int(places.min()) < 0 or int(places.max()) >= count):
+        raise DataError(
+            f"ResidentLoader: places run from {int(places.min())} to {int(places.max())}; of {count} samples they have to be "
+            f"from 0 to {count - 1}."
+        )
 
 
 def _check_weights(weights: Tensor, count: int, shuffle: bool) -> None:

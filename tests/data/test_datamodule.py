@@ -95,6 +95,11 @@ def test_a_split_that_cant_be_made_says_what_there_is(val_size):
         ({"val_size": -1}, "val_size"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"eval_batch_size": 0}, "eval"),
+        ({"batch_size": 2.5}, "batch_size=2.5 is not a whole number"),
+        ({"eval_batch_size": 4.0}, "eval_batch_size=4.0 is not a whole number"),
+        ({"repeats": 2.0}, "repeats=2.0 is not a whole number"),
+        ({"folds": 2.0}, "folds=2.0 is not a whole number"),
+        ({"folds": 2, "fold": 0.5}, "fold=0.5 is not a whole number"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(arguments, name):

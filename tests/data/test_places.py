@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import move_data_to_device
 
+from lightning_cnnopt.core.errors import DataError
 from lightning_cnnopt.data import ResidentLoader
 from tests.data.mapping import is_mapped
 from tests.data.test_datamodule import colours
@@ -33,6 +34,25 @@ def test_a_part_of_a_set_is_served_like_a_copy_of_it():
         for ours, theirs in zip(part, copy, strict=True):
             ours, theirs = (batch.values() if isinstance(batch, dict) else batch for batch in (ours, theirs))
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (
+            torch.ones(5, dtype=torch.bool),
+            r"places of torch.bool and shape \(5,\); expected \(M,\) whole numbers.* mask.nonzero",
+        ),
+        (torch.ones(12, dtype=torch.bool), r"places of torch.bool"),
+        (torch.arange(5.0), r"places of torch.float32"),
+        (torch.zeros(2, 2).long(), r"shape \(2, 2\)"),
+        (torch.tensor([3, 12]), "places run from 3 to 12; of 12 samples they have to be from 0 to 11"),
+        (torch.tensor([-1, 2], dtype=torch.int32), "places run from -1 to 2"),
+    ],
+)
+def test_places_that_are_none_are_refused(places, said):
+    with pytest.raises(DataError, match=said):
+        loader_of(12, places=places)
 
 
 def test_a_mapped_file_is_not_copied(tmp_path):
@@ -180,11 +200,44 @@ def test_with_another_global_batch_it_is_said_and_the_epochs_after_are_whole_and
     assert len(rest) == 96 // size - len(taken), "as many batches as Lightning counts"
 
 
+@pytest.mark.parametrize("count", [90, 100, 40])
+def test_with_another_number_of_samples_it_is_said_and_the_epochs_after_are_whole(count):
+    cut = loader_of(96, 16)
+    going = iter(cut)
+    for _ in range(4):
+        next(going)
+    loader = loader_of(200, places=torch.arange(count), batch_size=16)
+    loader.load_state_dict(cut.state_dict())
+    with pytest.warns(
+        UserWarning, match=rf"data had 96 samples and these have {count}, so what is left .* after it are whole\."
+    ):
+        epoch(loader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sorted(flat(epoch(loader))) == list(range(count))
+
+
+@pytest.mark.parametrize("taken", [0, 4])
+def test_nothing_is_said_of_another_number_of_samples_where_nothing_is_left_of_an_epoch(taken):
+    cut = loader_of(96, 16)
+    going = iter(cut)
+    for _ in range(taken):
+        next(going)
+    loader = loader_of(90, 16)
+    loader.load_state_dict(cut.state_dict())
+    if taken:
+        loader.end_epoch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sorted(flat(epoch(loader))) == list(range(90))
+
+
 def test_a_state_of_an_earlier_version_goes_on():
     loader = loader_of(22)
     next(iter(loader))
     state = loader.state_dict()
-    del state["batch"]
-    other = loader_of(22, seed=9)
-    other.load_state_dict(state)
-    assert len(epoch(other)) == len(loader) - 1
+    del state["batch"], state["samples"]
+    for count, rest in ((22, 5), (30, 7)):
+        other = loader_of(count, seed=9)
+        other.load_state_dict(state)
+        assert len(epoch(other)) == rest

@@ -92,6 +92,7 @@ def test_resumed_within_an_epoch_the_very_next_batch_comes(taken):
     ("arguments", "said"),
     [
         ({"repeats": 0}, "repeats=0 is out of range"),
+        ({"repeats": 2.0}, "repeats=2.0 is not a whole number"),
         ({"repeats": 3}, "batch_size=4 is no multiple of repeats=3"),
         ({"repeats": 2, "shuffle": False}, "repeats=2 is for training"),
     ],

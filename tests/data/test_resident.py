@@ -280,6 +280,11 @@ def test_no_samples_or_unequal_numbers_are_refused():
         ResidentLoader(torch.zeros(3, 1, 2, 2), torch.zeros(2))
     with pytest.raises(ConfigurationError, match="batch_size=0"):
         ResidentLoader(torch.zeros(3, 1, 2, 2), torch.zeros(3), batch_size=0)
+    with pytest.raises(ConfigurationError, match=r"batch_size=4\.0 is not a whole number"):
+        ResidentLoader(torch.zeros(3, 1, 2, 2), torch.zeros(3), batch_size=4.0)
+    for shape in ((3,), ()):
+        with pytest.raises(DataError, match=r"images of shape \(3?,?\); expected \(N, …\)"):
+            ResidentLoader(torch.zeros(shape), torch.zeros(3))
 
 
 def test_a_trainer_runs_over_it_epoch_by_epoch():

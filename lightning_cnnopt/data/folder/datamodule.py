@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from lightning_cnnopt.augmentation.transforms.base import sides_of
 from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range
 from lightning_cnnopt.data.base import Task
 from lightning_cnnopt.data.datamodule import ImageDataModule
@@ -33,7 +33,7 @@ class ImageFolder(ImageDataModule):
 
     The folder holds ``train/CLASS/…`` with, if there are some, ``test/CLASS/…`` and ``val/CLASS/…``; or ``CLASS/…`` alone, and
     no test split. Classes are in the order of their names, as torchvision has them. Files and folders that begin with a dot
-    are left out.
+    are left out, and images of kinds that are not read, such as GIF, which is told.
 
     By default images are packed: decoded by several processes into one memory-mapped file of uint8, which later runs and all
     processes of a run share. It is made anew when an image is added, removed, renamed or edited. With ``pack=False`` images
@@ -99,9 +99,9 @@ class ImageFolder(ImageDataModule):
         if in_channels not in (None, 1, 3):
             raise ConfigurationError(f"ImageFolder: in_channels={in_channels!r}; expected 1 for grey or 3 for RGB.")
         if num_workers is not None:
-            check_range("ImageFolder", "num_workers", num_workers, 0)
+            check_range("ImageFolder", "num_workers", num_workers, 0, whole=True)
         self.root = root
-        self.size = _pair(size)
+        self.size = None if size is None else sides_of("ImageFolder", size)
         self.resize: Resize = resize
         self.labels = labels
         self.separator = separator
@@ -255,14 +255,3 @@ class ImageFolder(ImageDataModule):
     def _cores(self) -> int:
         processes = 1 if self.trainer is None else self.trainer.num_devices
         return max(1, usable_cores() // processes)
-
-
-def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2:
-        raise ConfigurationError(f"ImageFolder: size={size!r}; expected a number, or height and width.")
-    for side in sides:
-        check_range("ImageFolder", "size", side, 1)
-    return int(sides[0]), int(sides[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +49,7 @@ def list_table(root: Path, table: Path, task: str, separator: str | None = None)
     check_folder(root)
     if separator is not None and task != "multilabel":
         raise ConfigurationError(f"ImageFolder: separator={separator!r} is for task='multilabel'; this one is {task!r}.")
-    columns, rows = _read(table, task)
+    columns, rows = _read(root, table, task)
     parts = {split: sorted((row for row in rows if row.split == split), key=lambda row: row.file) for split in SPLITS}
     if not parts["train"]:
         raise DataError(f"ImageFolder: {table} lists no image of the split 'train'.")
@@ -73,15 +75,8 @@ def list_table(root: Path, table: Path, task: str, separator: str | None = None)
     return Listing(classes, splits)
 
 
-def _read(table: Path, task: str) -> tuple[list[str], list[_Row]]:
-    if not table.is_file():
-        raise DataError(f"ImageFolder: labels={str(table)!r} is missing.")
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            content = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"ImageFolder: {table} is no CSV table in UTF-8: {error}.") from error
+def _read(root: Path, table: Path, task: str) -> tuple[list[str], list[_Row]]:
+    content = _content(table)
     columns = content[0][1] if content else []
     labelled = "label" in columns or (task == "multilabel" and len(set(columns) - set(_OWN)) > 0)
     if "file" not in columns or not labelled or len(set(columns)) < len(columns):
@@ -100,21 +95,47 @@ def _read(table: Path, task: str) -> tuple[list[str], list[_Row]]:
                 f"ImageFolder: line {line} of {table} has the split {split!r}; expected one of {', '.join(SPLITS)}."
             )
         rows.append(_Row(row[columns.index("file")], split, [row[cell] for cell in cells], line))
-    _check_files(rows, table)
-    leading = {row.file.partition("/")[0] for row in rows}
-    if "split" not in columns and "train" in leading and leading <= set(SPLITS):
-        rows = [_Row(row.file, row.file.partition("/")[0], row.cells, row.line) for row in rows]
+    _check_files(rows, root, table)
+    leading = [posixpath.normpath(row.file).partition("/")[0] for row in rows]
+    if "split" not in columns and "train" in leading and set(leading) <= set(SPLITS):
+        rows = [_Row(row.file, split, row.cells, row.line) for row, split in zip(rows, leading, strict=True)]
     return columns, rows
 
 
-def _check_files(rows: Sequence[_Row], table: Path) -> None:
-    lines: dict[str, int] = {}
+def _content(table: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows of a table, each with the number of its line."""
+    if not table.is_file():
+        raise DataError(f"ImageFolder: labels={str(table)!r} is missing.")
+    content, line = list[tuple[int, list[str]]](), 1
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if any("\n" in cell or "\r" in cell for cell in row):  # as rows look that a missing quotation mark joins
+                    raise csv.Error("a cell goes on in the next line")
+                if row:
+                    content.append((line, [cell.strip() for cell in row]))
+                line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise DataError(f"ImageFolder: {table} is no CSV table in UTF-8: {error}.") from error
+    except csv.Error as error:
+        raise DataError(
+            f'ImageFolder: line {line} of {table} is no row of a CSV table: {error}. Look for a quotation mark (") without '
+            "another one."
+        ) from error
+    return content
+
+
+def _check_files(rows: Sequence[_Row], root: Path, table: Path) -> None:
+    top = os.path.abspath(root)
+    first: dict[str, _Row] = {}
     for row in rows:
         if not row.file:
             raise DataError(f"ImageFolder: line {row.line} of {table} names no file.")
-        if row.file in lines:
-            raise DataError(f"ImageFolder: {table} lists {row.file!r} twice, in lines {lines[row.file]} and {row.line}.")
-        lines[row.file] = row.line
+        before = first.setdefault(os.path.normpath(os.path.join(top, row.file)), row)
+        if before is not row:
+            spelled = "" if before.file == row.file else f" (as {before.file!r})"
+            raise DataError(f"ImageFolder: {table} lists {row.file!r} twice, in lines {before.line}{spelled} and {row.line}.")
 
 
 def _labels(row: _Row, table: Path, separator: str | None) -> list[str]:
@@ -135,7 +156,9 @@ def _flags(rows: Sequence[_Row], table: Path) -> Tensor:
 
 
 def _ordered(names: set[str]) -> list[str]:
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))  # '1' and '01' are two classes, in the same order in each run
+    return sorted(names)
 
 
 def _numbers(several: Sequence[Sequence[str]], classes: Sequence[str], task: str) -> Tensor:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_cnnopt.core.errors import DataError
 
 SPLITS = ("train", "val", "test")
+
+ENDINGS = (*IMG_EXTENSIONS, ".jfif", ".jpe")
+"""Files that are read: those that torchvision reads, and JPEG by its other names."""
+
+_OTHER = (".apng", ".avif", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".pbm", ".psd", ".svg", ".tga")
+"""Files that look like images, too, and are not read."""
 
 
 @dataclass
@@ -70,7 +76,8 @@ class Listing:
 def list_folders(root: Path) -> Listing:
     """List ``root/train/CLASS/…`` with ``root/test/…`` and ``root/val/…``, or else ``root/CLASS/…``, all of it training data.
 
-    Classes and files are in torchvision's order: by name. What begins with a dot is left out.
+    Classes and files are in torchvision's order: by name. What begins with a dot is left out. So are images of kinds that are
+    not read, and that is told.
 
     Raises:
         DataError: If the folder is missing or empty, a class folder has no images, there is one class only, or a split has a
@@ -78,20 +85,23 @@ def list_folders(root: Path) -> Listing:
     """
     check_folder(root)
     inside = _folders(root)
+    left_out: list[str] = []
     if "train" not in inside:
         if stray := [split for split in SPLITS if split in inside]:
             raise DataError(f"ImageFolder: {root} has {stray[0]}/ but no train/; expected train/CLASS/… beside it.")
-        classes, files = _classes_of(root, root, None)
+        classes, files = _classes_of(root, root, None, left_out)
+        _tell_left_out(root, left_out)
         return Listing(classes, {"train": files})
     if unused := [name for name in inside if name not in SPLITS]:
         rank_zero_warn(
             f"ImageFolder: of {root} only train/, val/ and test/ are used, and not {', '.join(f'{name}/' for name in unused)}."
         )
-    classes, files = _classes_of(root, root / "train", None)
+    classes, files = _classes_of(root, root / "train", None, left_out)
     splits = {"train": files}
     for split in ("val", "test"):
         if split in inside:
-            splits[split] = _classes_of(root, root / split, classes)[1]
+            splits[split] = _classes_of(root, root / split, classes, left_out)[1]
+    _tell_left_out(root, left_out)
     return Listing(classes, splits)
 
 
@@ -132,7 +142,8 @@ def check_classes_left(classes: list[str], targets: list[int]) -> None:
             raise DataError(f"ImageFolder: all images of the class {name!r} in train are broken.")
 
 
-def _classes_of(root: Path, folder: Path, known: list[str] | None) -> tuple[list[str], Files]:
+def _classes_of(root: Path, folder: Path, known: list[str] | None, left_out: list[str]) -> tuple[list[str], Files]:
+    """Return the classes in a folder and their images; add those that are not read to ``left_out``."""
     classes = _folders(folder)
     if not classes:
         raise DataError(
@@ -147,9 +158,10 @@ def _classes_of(root: Path, folder: Path, known: list[str] | None) -> tuple[list
         if not found:
             raise DataError(
                 f"ImageFolder: {folder / name} is a class without images, {_content(other)}; expected files that end in "
-                f"{', '.join(IMG_EXTENSIONS)}. Fill it or remove it."
+                f"{', '.join(ENDINGS)}. Fill it or remove it."
             )
         names += found
+        left_out += [file for file in other if file.lower().endswith(_OTHER) and not Path(file).name.startswith(".")]
         targets += [(known or classes).index(name)] * len(found)
     return classes, Files(root, names, torch.tensor(targets))
 
@@ -159,22 +171,52 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _images(root: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """Return the images below a folder in torchvision's order, and the names of other files."""
+    """Return the images below a folder in torchvision's order, and the other files."""
     images: list[str] = []
     other: list[str] = []
-    for place, _, names in sorted(os.walk(folder, followlinks=True)):
-        if any(part.startswith(".") for part in Path(place).relative_to(folder).parts):
-            continue
-        for name in sorted(names):
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                images.append((Path(place) / name).relative_to(root).as_posix())
-            else:
-                other.append(name)
+    for place, names in _walk(folder):
+        for name in names:
+            is_read = name.lower().endswith(ENDINGS) and not name.startswith(".")
+            (images if is_read else other).append((Path(place) / name).relative_to(root).as_posix())
     return images, other
 
 
+def _walk(folder: Path) -> list[tuple[str, list[str]]]:
+    """Return a folder and those below it, by name, each with the names of its files.
+
+    Links are followed, but to no folder that has been listed already, nor up to one that holds the link: there the walk would
+    begin anew, and the images of other classes would be listed as of this one.
+    """
+    found: list[tuple[str, list[str]]] = []
+    seen: set[str] = set()
+    waiting = deque([(str(folder), {os.path.realpath(parent) for parent in folder.absolute().parents})])
+    while waiting:  # links come last, so that a folder is listed under its own name
+        top, above = waiting.popleft()
+        real = os.path.realpath(top)
+        if real in above:
+            continue
+        above = above | {str(parent) for parent in Path(real).parents}
+        for place, folders, names in os.walk(top):
+            here = os.path.normpath(os.path.join(real, os.path.relpath(place, top)))
+            folders[:] = [] if here in seen else sorted(name for name in folders if not name.startswith("."))
+            if here not in seen:
+                seen.add(here)
+                found.append((place, sorted(names)))
+            waiting += [(link, above) for name in folders if os.path.islink(link := os.path.join(place, name))]
+    return sorted(found)
+
+
+def _tell_left_out(root: Path, names: list[str]) -> None:
+    if names:
+        found = "1 image is" if len(names) == 1 else f"{len(names):,} images are"
+        rank_zero_info(
+            f"ImageFolder: {found} left out of {root}, as such files are not read: {_listed(names, 3)}. Those that end in "
+            f"{', '.join(ENDINGS)} are."
+        )
+
+
 def _content(names: list[str]) -> str:
-    endings = Counter(Path(name).suffix or name for name in names)
+    endings = Counter(Path(name).suffix or Path(name).name for name in names)
     return f"but {', '.join(f'{n} of {ending}' for ending, n in endings.most_common(3))}" if endings else "nor anything else"
 
 

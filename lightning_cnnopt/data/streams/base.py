@@ -46,8 +46,8 @@ class StreamDataModule(DeviceAugmented):
         eval_batch_size: The same for validation, test and prediction.
         workers: Processes that read and decode, of each process.
         shuffle_buffer: Samples that each worker holds, undecoded, to draw the next one from; shards are shuffled too.
-        on_broken: ``"raise"`` ends the run at a sample that can't be decoded and names it; ``"skip"`` makes its batch smaller
-            by it and tells, at the end of each epoch, how many there were.
+        on_broken: ``"raise"`` ends the run at a sample that can't be decoded, or whose class is out of range, and names it;
+            ``"skip"`` makes its batch smaller by it and tells, at the end of each epoch, how many there were.
         augmentation: Transforms for training, in their order. One alone need not be in a list.
         mixing: Mixing for training, after the transforms.
         normalize: Whether to hand out normalized floats; by default only to a module that does not normalize by itself.
@@ -77,21 +77,23 @@ class StreamDataModule(DeviceAugmented):
         std: Sequence[float] | None = None,
     ) -> None:
         name = type(self).__name__
-        sides = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-        for side in sides:
-            check_range(name, "image_size", side, 1)
+        if isinstance(image_size, (list, tuple)) and len(image_size) != 2:
+            raise ConfigurationError(f"{name}: image_size={image_size!r}; expected height and width, or one number for both.")
+        height, width = image_size if isinstance(image_size, (list, tuple)) else (image_size, image_size)
+        for side in (height, width):
+            check_range(name, "image_size", side, 1, whole=True)
         if in_channels not in (1, 3):
             raise ConfigurationError(f"{name}: in_channels={in_channels}; expected 1 or 3.")
-        check_range(name, "workers", workers, 0)
-        check_range(name, "shuffle_buffer", shuffle_buffer, 1)
+        check_range(name, "workers", workers, 0, whole=True)
+        check_range(name, "shuffle_buffer", shuffle_buffer, 1, whole=True)
         check_choice(name, "on_broken", on_broken, get_args(OnBroken))
         if train_samples is not None:
-            check_range(name, "train_samples", train_samples, 1)
+            check_range(name, "train_samples", train_samples, 1, whole=True)
         if (mean is None) != (std is None):
             raise ConfigurationError(f"{name}: mean and std belong together; give both or neither.")
         if class_names is not None and num_classes is not None and len(class_names) != num_classes:
             raise ConfigurationError(f"{name}: {len(class_names)} class_names for num_classes={num_classes}.")
-        self._image_size = sides
+        self._image_size = (height, width)
         self._in_channels = in_channels
         self._class_names = None if class_names is None else list(class_names)
         self._num_classes = num_classes
@@ -181,24 +183,37 @@ class StreamDataModule(DeviceAugmented):
                 f"each of {world_size()} processes."
             )
         return StreamLoader(
-            self._needed("train"), self.batch_size, batches, self.workers, self._seed, self.on_broken, self._report_counts
+            self._needed("train"),
+            self.batch_size,
+            batches,
+            self.workers,
+            self._seed,
+            self.on_broken,
+            self._report_counts,
+            self._num_labels,
         )
 
     @override
     def val_dataloader(self) -> StreamLoader | list[Any]:
         source = self.source("val")
-        return [] if source is None else self._evaluation(source)
+        return [] if source is None else self._evaluation(source, self._num_labels)
 
     @override
     def test_dataloader(self) -> StreamLoader:
-        return self._evaluation(self._needed("test"))
+        return self._evaluation(self._needed("test"), self._num_labels)
 
     @override
     def predict_dataloader(self) -> StreamLoader:
-        return self.test_dataloader()
+        return self._evaluation(self._needed("test"), None)  # classes of images to predict may be unknown, such as -1
 
-    def _evaluation(self, source: Source) -> StreamLoader:
-        return StreamLoader(source, self.eval_batch_size, workers=self.workers, on_broken=self.on_broken)
+    @property
+    def _num_labels(self) -> int:
+        return 2 if self.task == "binary" else self.num_classes
+
+    def _evaluation(self, source: Source, num_classes: int | None) -> StreamLoader:
+        return StreamLoader(
+            source, self.eval_batch_size, workers=self.workers, on_broken=self.on_broken, num_classes=num_classes
+        )
 
     def _report_counts(self, seen: Counter[int]) -> None:
         if self._has_reported or self.trainer is None:
@@ -222,7 +237,8 @@ class StreamDataModule(DeviceAugmented):
 
     def _first(self, count: int, seed: int | None) -> Tensor:
         source = self._needed("train")
-        pairs, _ = decode_all(source, itertools.islice(source.read(seed, 0, 1, 0, 1), count), self.on_broken)
+        samples = itertools.islice(source.read(seed, 0, 1, 0, 1), count)
+        pairs, _ = decode_all(source, samples, self.on_broken, self._num_labels)
         if not pairs:
             raise DataError(f"{source!r} has no samples.")
         return torch.stack([image for image, _ in pairs])

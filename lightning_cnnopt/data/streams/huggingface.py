@@ -68,8 +68,13 @@ class HuggingFaceSource:
             picture = held if isinstance(held, Image.Image) else ImageFeature().decode_example(held)
             return to_pixels(picture, self.channels, self.size), int(sample[self.target_key])
         except Exception as error:  # a decoder may raise anything
-            path = held.get("path") if isinstance(held, Mapping) else None
-            raise DataError(f"The image {path or 'of a row without a path'} can't be read: {error}") from error
+            raise DataError(f"{self.name(sample)} can't be read: {error}") from error
+
+    def name(self, sample: Any) -> str:
+        """Return what a message calls a row."""
+        held = sample[self.image_key]
+        path = held.get("path") if isinstance(held, Mapping) else None
+        return f"The image {path or 'of a row without a path'}"
 
 
 class HuggingFaceImages(StreamDataModule):

@@ -45,6 +45,9 @@ class Source(Protocol):
             DataError: If it is broken, naming it.
         """
 
+    def name(self, sample: Any) -> str:
+        """Return what a message calls a sample, such as by its file."""
+
 
 class StreamLoader:
     """Iterates over a stream: each worker reads its part, decodes it, and makes batches of it.
@@ -69,6 +72,8 @@ class StreamLoader:
             goes on exactly, and tells how many there were at the end of an epoch.
         on_epoch: Is called after a training epoch that was seen from its beginning to its end, with how many samples of each
             class came on this rank.
+        num_classes: How many classes there are, so that a sample of another one is broken; by default that is not looked at, as
+            for samples to predict, whose class may be a placeholder.
 
     Raises:
         DataError: If the source has no sample, one is broken, or all of a batch are.
@@ -83,18 +88,20 @@ class StreamLoader:
         seed: int | None = None,
         on_broken: OnBroken = "raise",
         on_epoch: Callable[[Counter[int]], None] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         check_choice("StreamLoader", "on_broken", on_broken, get_args(OnBroken))
-        check_range("StreamLoader", "batch_size", batch_size, 1)
-        check_range("StreamLoader", "workers", workers, 0)
+        check_range("StreamLoader", "batch_size", batch_size, 1, whole=True)
+        check_range("StreamLoader", "workers", workers, 0, whole=True)
         if batches is not None:
-            check_range("StreamLoader", "batches", batches, 1)
+            check_range("StreamLoader", "batches", batches, 1, whole=True)
         self.source = source
         self.batch_size = batch_size
         self.batches = batches
         self.workers = workers
         self.on_broken: OnBroken = on_broken
         self.on_epoch = on_epoch
+        self.num_classes = num_classes
         self._seed = seed
         self._epoch = -1
         self._position = 0
@@ -125,7 +132,8 @@ class StreamLoader:
         workers = self.source.useful_workers(self.workers, world_size())
         seeds = None if self.batches is None else f"stream/{self._epoch}"
         # batches come from the workers in turn, so this many of each worker's first ones are among those seen
-        dataset = _Batches(self.source, self.batch_size, seeds, self._seed, start // max(1, workers), self.on_broken)
+        skimmed = start // max(1, workers)
+        dataset = _Batches(self.source, self.batch_size, seeds, self._seed, skimmed, self.on_broken, self.num_classes)
         going = DataLoader(
             dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), collate_fn=_as_it_is
         )
@@ -178,10 +186,11 @@ class _Batches(IterableDataset[Any]):
         run_seed: int | None,
         skimmed: int,
         on_broken: OnBroken,
+        num_classes: int | None,
     ) -> None:
         self.source, self.batch_size = source, batch_size
         self.seeds, self.run_seed = seeds, run_seed
-        self.skimmed, self.on_broken = skimmed, on_broken
+        self.skimmed, self.on_broken, self.num_classes = skimmed, on_broken, num_classes
         self.rank, self.ranks = rank(), world_size()  # a worker can't ask
 
     @override
@@ -209,12 +218,16 @@ class _Batches(IterableDataset[Any]):
         return self.source.read(seed, self.rank, self.ranks, worker, workers)
 
     def _decoded(self, samples: list[Any]) -> _Batch:
-        pairs, broken = decode_all(self.source, samples, self.on_broken)
+        pairs, broken = decode_all(self.source, samples, self.on_broken, self.num_classes)
         return torch.stack([image for image, _ in pairs]), torch.tensor([target for _, target in pairs]), broken
 
 
-def decode_all(source: Source, samples: Iterable[Any], on_broken: OnBroken) -> tuple[list[tuple[Tensor, int]], list[str]]:
+def decode_all(
+    source: Source, samples: Iterable[Any], on_broken: OnBroken, num_classes: int | None
+) -> tuple[list[tuple[Tensor, int]], list[str]]:
     """Return images and classes of the samples that are not broken, and what is wrong with the others.
+
+    A sample whose class is none of ``num_classes`` is broken.
 
     Raises:
         DataError: If one is broken and is not to be skipped, or all are.
@@ -222,7 +235,13 @@ def decode_all(source: Source, samples: Iterable[Any], on_broken: OnBroken) -> t
     pairs, broken = list[tuple[Tensor, int]](), list[str]()
     for sample in samples:
         try:
-            pairs.append(source.decode(sample))
+            image, target = source.decode(sample)
+            if num_classes is not None and not 0 <= target < num_classes:
+                raise DataError(
+                    f"{source.name(sample)} is of class {target}; with {num_classes} classes it has to be from 0 to "
+                    f"{num_classes - 1}."
+                )
+            pairs.append((image, target))
         except DataError as error:
             if on_broken == "raise":
                 raise DataError(

@@ -80,17 +80,20 @@ class ShardSource:
         Raises:
             DataError: If the image or the class can't be read, naming it.
         """
-        where = f"{sample.get('__key__')!r} of {sample.get('__url__')}"
         key = next((key for key in self.image_keys if key in sample), None)
         if key is None or self.target_key not in sample:
             endings = sorted(name for name in sample if not name.startswith("__"))
             raise DataError(
-                f"Sample {where} has the endings {endings}; expected one of {self.image_keys} and {self.target_key!r}."
+                f"{self.name(sample)} has the endings {endings}; expected one of {self.image_keys} and {self.target_key!r}."
             )
         try:
             return to_pixels(Image.open(io.BytesIO(sample[key])), self.channels, self.size), int(sample[self.target_key])
         except Exception as error:  # a decoder may raise anything
-            raise DataError(f"Sample {where} can't be read: {error}") from error
+            raise DataError(f"{self.name(sample)} can't be read: {error}") from error
+
+    def name(self, sample: Any) -> str:
+        """Return what a message calls a sample."""
+        return f"Sample {sample.get('__key__')!r} of {sample.get('__url__')}"
 
 
 class WebDatasetImages(StreamDataModule):

@@ -50,7 +50,7 @@ def test_a_table_without_splits_is_training_data_and_its_order_does_not_count(tm
 def test_without_a_column_of_splits_the_first_folder_is_the_split(tmp_path):
     for name in ("train/a", "train/b", "test/c"):
         save(tmp_path / f"{name}.png", pixels())
-    (tmp_path / "labels.csv").write_text("file,label\ntrain/a.png,x\ntrain/b.png,y\ntest/c.png,y\n")
+    (tmp_path / "labels.csv").write_text("file,label\ntrain/a.png,x\n./train/b.png,y\ntest/c.png,y\n")
     data = ImageFolder(str(tmp_path), labels=str(tmp_path / "labels.csv"), val_size=0)
     assert (rows(data), rows(data, "test")) == ({"a": 0, "b": 1}, {"c": 1})
 
@@ -59,6 +59,13 @@ def test_numbers_are_in_the_order_of_numbers(tmp_path):
     data = ImageFolder(**table(tmp_path, "file,label\nimages/a.png,10\nimages/b.png,9\nimages/c.png,2\n"))
     assert data.class_names == ["2", "9", "10"]
     assert rows(data) == {"a": 2, "b": 1, "c": 0}
+
+
+def test_numbers_that_are_equal_are_in_the_order_of_their_text(tmp_path):
+    names = ["0" * zeros + "1" for zeros in (3, 0, 5, 1, 4, 2)]  # a set has them in another order in each run
+    lines = [f"images/{file}.png,{name}" for file, name in zip("abcdef", names, strict=True)]
+    data = ImageFolder(**table(tmp_path, "\n".join(["file,label", *lines])))
+    assert data.class_names == sorted(names)
 
 
 def test_a_binary_table(tmp_path):
@@ -107,12 +114,34 @@ def test_labels_with_a_separator(tmp_path):
             "the split 'test' of .* has 'z', which the training split has not",
         ),
         ("file,label\nimages/a.png,x\nimages/b.png,y\nimages/c.png,z\n", "binary", "task='binary' takes two classes; .* has 3"),
+        (
+            'file,label\nimages/a.png,x\nimages/b.png,"y\nimages/c.png,x\n',
+            "multiclass",
+            "line 3 of .*labels.csv is no row of a CSV",
+        ),
+        (
+            'file,label\na.png,"x\nb.png,x\nc.png,y"\nd.png,y\n',
+            "multiclass",
+            "line 2 .* a cell goes on in the next line.* mark",
+        ),
+        ('file,label\na.png,x\n\nb.png,"x\r\nc.png,"y"\n', "multiclass", "line 4 .* is no row of a CSV table"),
+        (
+            "file,label\nimages/a.png,x\nimages/b.png,y\n./images//a.png,y\n",
+            "multiclass",
+            r"lists './images//a.png' twice, in lines 2 \(as 'images/a.png'\) and 4",
+        ),
+        ("file,label\nimages/a.png,x\n../set/images/a.png,x\n", "multiclass", r"lists '\.\./set/images/a.png' twice"),
         ("file,cat,dog\nimages/a.png,0,2\n", "multilabel", "line 2 .* has '2' in the column of a label; expected 0 or 1"),
     ],
 )
 def test_a_wrong_table_is_refused_with_its_line(text, task, said, tmp_path):
     with pytest.raises(DataError, match=said):
-        ImageFolder(task=task, **table(tmp_path, text))
+        ImageFolder(task=task, **table(tmp_path / "set", text))
+
+
+def test_cells_in_quotation_marks_are_read(tmp_path):
+    data = ImageFolder(**table(tmp_path, 'file,"label"\r\n"images/a.png","a ""cat"", asleep"\r\nimages/b.png, dog"s \r\n'))
+    assert data.class_names == ['a "cat", asleep', 'dog"s']
 
 
 def test_a_file_that_the_table_lists_has_to_be_there(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -52,12 +53,69 @@ def test_what_begins_with_a_dot_is_left_out(tmp_path):
     assert (after.classes, after.splits["train"].names) == (before.classes, before.splits["train"].names)
 
 
+def test_jpeg_is_read_by_any_of_its_names(tmp_path):
+    make_folder(tmp_path, {"cat": {"": 1}, "dog": {"": 1}})
+    for ending in (".JFIF", ".jpe"):
+        save(tmp_path / "cat" / f"a{ending}", pixels(), format="JPEG")
+    data = ImageFolder(str(tmp_path), val_size=0)
+    assert [path.name for path in data.paths("train")] == ["0.png", "a.JFIF", "a.jpe", "0.png"]
+    assert len(data.train_set.images) == 4
+
+
+def test_images_of_kinds_that_are_not_read_are_told_with_their_count(tmp_path, caplog):
+    make_folder(tmp_path)
+    with caplog.at_level(logging.INFO):
+        list_folders(tmp_path)
+    assert not caplog.messages
+    for name in ("train/cat/a.gif", "train/cat/.b.gif", "train/cat/notes.txt", "train/dog/x/c.HEIC", "test/cat/d.avif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    save(tmp_path / "test" / "dog" / "e.gif", pixels())
+    with caplog.at_level(logging.INFO):
+        list_folders(tmp_path)
+    (said,) = caplog.messages
+    assert "4 images are left out of" in said
+    assert "not read: 'train/cat/a.gif', 'train/dog/x/c.HEIC', 'test/cat/d.avif' and 1 more. Those that end in .jpg," in said
+
+
 def test_links_are_followed(tmp_path):
     make_folder(tmp_path / "there", {"train": {"cat": 2, "dog": 2}})
     (tmp_path / "here" / "train").mkdir(parents=True)
     for name in ("cat", "dog"):
         (tmp_path / "here" / "train" / name).symlink_to(tmp_path / "there" / "train" / name)
     assert len(list_folders(tmp_path / "here").splits["train"]) == 4
+
+
+def test_links_lead_to_no_folder_twice_and_not_back_up(tmp_path):
+    make_folder(tmp_path / "there", {"store/one": {"x": 2}, "store/two": {"": 1}, "store/.kept": {"": 1}})
+    root = make_folder(tmp_path / "here", {"train": {"cat": 2, "dog": 3, "cat/z": 1}})
+    cat = root / "train" / "cat"
+    before = ours(list_folders(root), "train", root / "train")
+    for name, target in {
+        "a": "z",  # comes before z itself
+        "self": ".",
+        "up": "..",
+        "z/top": root,
+        "elsewhere": tmp_path / "there" / "store" / "one",
+        "elsewhere too": tmp_path / "there" / "store" / "one" / "x",
+        "file.png": tmp_path / "there" / "store" / "two" / "0.png",
+        "hidden": tmp_path / "there" / "store" / ".kept",
+        "gone": "nowhere",
+    }.items():
+        (cat / name).symlink_to(target)
+    (tmp_path / "there" / "store" / "one" / "up").symlink_to("..")
+    (tmp_path / "there" / "store" / "one" / "home").symlink_to(root / "train")
+    listed = ours(list_folders(root), "train", root / "train")
+    more = ["cat/elsewhere/x/0.png", "cat/elsewhere/x/1.png", "cat/file.png", "cat/hidden/0.png"]
+    assert sorted(listed) == sorted(before + [(name, 0) for name in more])
+    assert [target for _, target in listed] == [0] * 7 + [1] * 3
+
+
+def test_a_class_that_is_a_link_up_is_not_all_classes(tmp_path):
+    make_folder(tmp_path, {"train": {"cat": 2, "dog": 2}})
+    (tmp_path / "train" / "loop").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="loop is a class without images"):
+        list_folders(tmp_path)
 
 
 def test_folders_beside_the_splits_are_told(tmp_path):

@@ -93,11 +93,13 @@ def test_a_folder_of_images_is_read_by_its_own_builder(tmp_path):
 
 def test_an_image_that_is_broken_is_named(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    rows = {"image": [{"bytes": b"junk", "path": "seven.png"}], "label": [0]}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "bad.parquet")
-    data = data_of([str(tmp_path / "bad.parquet")], num_classes=3)
-    with pytest.raises(DataError, match=r"The image seven\.png can't be read"):
-        _ = data.mean
+    for content, label, said in ((b"junk", 0, "can't be read"), (picture(7), 7, "is of class 7; with 3 classes it has to be")):
+        rows = {"image": [{"bytes": content, "path": "seven.png"}], "label": [label]}
+        file = tmp_path / f"bad-{label}.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+        data = data_of([str(file)], num_classes=3)
+        with pytest.raises(DataError, match=rf"The image seven\.png {said}"):
+            _ = data.mean
 
 
 def test_what_is_not_there_is_named(files):

@@ -43,6 +43,9 @@ class Numbers:
                 file.write(f"{sample}\n")
         return torch.full((1, 4, 4), sample, dtype=torch.uint8), sample % 3
 
+    def name(self, sample):
+        return f"Number {sample}"
+
 
 class Streamed(StreamDataModule):
     def __init__(self, count=24, **arguments):
@@ -134,6 +137,32 @@ def test_skipped_samples_make_their_batch_smaller_and_are_told_with_their_count(
     assert batches == [[sample for sample in batch if sample % 5 != 4] for batch in epoch(whole)]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_class_that_is_none_of_them_is_a_broken_sample(workers):
+    class Two(Streamed):
+        def source(self, split):
+            return Numbers(6)
+
+    data = Two(num_classes=2, workers=workers, train_samples=6, batch_size=2, mean=[0.0], std=[1.0])
+    for loader_of in (data.train_dataloader, data.val_dataloader, data.test_dataloader):
+        with pytest.raises(DataError, match=r"Number [25] is of class 2; with 2 classes it has to be from 0 to 1\. .*'skip'"):
+            epoch(loader_of())
+    assert len(flat(epoch(data.predict_dataloader()))) == 6, "of what is predicted the class may be unknown"
+    skipping = Two(num_classes=2, workers=workers, on_broken="skip")
+    with pytest.warns(UserWarning, match=r"2 samples were broken and left out: Number \d is of class 2;"):
+        assert sorted(flat(epoch(skipping.val_dataloader()))) == [0, 1, 3, 4]
+
+
+def test_a_binary_stream_has_two_classes():
+    class Binary(Streamed):
+        task = "binary"
+
+        def source(self, split):
+            return Numbers(2)
+
+    assert flat(epoch(Binary(num_classes=1, workers=0).val_dataloader())) == [0, 1]
+
+
 @pytest.mark.filterwarnings("ignore:.*were broken")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_that_skips_is_resumed_exactly(workers):
@@ -175,6 +204,20 @@ def test_a_data_module_hands_its_policy_on_and_measures_without_broken_samples(m
     assert skipping.val_dataloader().on_broken == skipping.train_dataloader().on_broken == "skip"
     with pytest.raises(ConfigurationError, match="on_broken"):
         Module(on_broken="ignore")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"image_size": 4.5}, "image_size=4.5 is not a whole number"),
+        ({"image_size": (4, 4, 3)}, r"image_size=\(4, 4, 3\); expected height and width"),
+        ({"batch_size": 2.5}, "batch_size=2.5 is not a whole number"),
+        ({"workers": 0.5}, "workers=0.5 is not a whole number"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments, said):
+    with pytest.raises(ConfigurationError, match=said):
+        Streamed(**arguments)
 
 
 def test_the_length_of_an_evaluation_is_not_known():

@@ -93,6 +93,8 @@ def test_a_sample_that_is_broken_is_named_with_its_shard(tmp_path):
         ([("1.png", b"junk"), ("1.cls", b"0")], r"Sample '1' of .*bad.tar can't be read: cannot identify image"),
         ([("1.png", picture(1)), ("1.cls", b"cat")], r"Sample '1' of .*bad.tar can't be read: invalid literal"),
         ([("1.png", picture(1))], r"Sample '1' of .*bad.tar has the endings \['png'\]; expected one of .* and 'cls'"),
+        ([("1.png", picture(1)), ("1.cls", b"3")], r"Sample '1' of .*bad.tar is of class 3; with 3 classes .* from 0 to 2\."),
+        ([("1.png", picture(1)), ("1.cls", b"-1")], r"Sample '1' of .*bad.tar is of class -1; .*on_broken='skip'"),
         ([("1.cls", b"1")], r"Sample '1' of .*bad.tar has the endings \['cls'\]"),
     ):
         write(tmp_path / "bad.tar", content)
