@@ -100,9 +100,10 @@ def test_a_data_module_of_others_may_hand_its_statistics_over():
     assert about_images(messages) == []
 
 
+@pytest.mark.parametrize("callbacks", [(), (AugmentBatches(mixing=MixUp(p=0.0), num_classes=3),)], ids=["plain", "mixed"])
 @pytest.mark.parametrize("source", [Data, loader_of], ids=["data module", "plain loader"])
-def test_uint8_without_statistics_is_divided_by_255_and_said_once(source):
-    seen, messages = fed(source(LEVELS))
+def test_uint8_without_statistics_is_divided_by_255_and_said_once(source, callbacks):
+    seen, messages = fed(source(LEVELS), *callbacks)
     torch.testing.assert_close(seen, LEVELS[:8] / 255)
     (message,) = about_images(messages)
     assert "divided by 255 only" in message
@@ -115,9 +116,8 @@ def test_who_says_that_nothing_is_to_be_normalized_is_not_warned():
     assert about_images(messages) == []
 
 
-@pytest.mark.parametrize("callbacks", [(), (AugmentBatches(mixing=MixUp(), num_classes=3),)], ids=["floats", "mixed uint8"])
-def test_floats_without_statistics_are_fed_as_they_are_and_said(callbacks, caplog):
-    _, messages = fed(loader_of(LEVELS if callbacks else LEVELS / 255), *callbacks)
+def test_floats_without_statistics_are_fed_as_they_are_and_said(caplog):
+    _, messages = fed(loader_of(LEVELS / 255))
     assert about_images(messages) == []
     assert caplog.text.count("Images are floats in [0, 1] and no mean and std are known") == 1
 

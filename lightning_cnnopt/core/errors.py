@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _EXTRAS = {
     "timm": "timm",
@@ -83,6 +83,24 @@ def check_range(
         expected = f"{expected} {'<' if high_open else '<='} {high}"
     problem = "is out of range" if is_number else f"is not a {'whole ' if whole else ''}number"
     raise ConfigurationError(f"{owner}: {name}={value!r} {problem}; expected {expected}.")
+
+
+def sides_of(owner: str, name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width that an argument says: both, or one number for both.
+
+    Raises:
+        ConfigurationError: Naming the argument, where it says something else.
+
+    Example:
+        >>> sides_of("Crop", "size", 8), sides_of("Crop", "size", [8, 9])
+        ((8, 8), (8, 9))
+    """
+    if isinstance(size, (list, tuple)) and len(size) != 2:
+        raise ConfigurationError(f"{owner}: {name}={size!r}; expected height and width, or one number for both.")
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    for side in (height, width):
+        check_range(owner, name, side, 1, whole=True)
+    return height, width
 
 
 def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> None:

@@ -209,7 +209,7 @@ def test_training_batches_alone_are_augmented_and_mixed():
     trainer.test(module, data, verbose=False)
     images, targets = module.seen["train"][0]
     assert targets.shape == (48, 3)
-    assert images.is_floating_point()
+    assert images.dtype == torch.uint8
     assert torch.equal(module.seen["val"][-1][0], data.val_set.images)
     assert torch.equal(module.seen["test"][0][0], data.test_set.images)
     assert module.seen["val"][-1][1].ndim == 1

@@ -187,17 +187,3 @@ def check_interval(
         check_range(owner, name, bound, low, high, whole=whole)
     if not is_pair or interval[0] > interval[1]:
         raise ConfigurationError(f"{owner}: {name}={interval!r}; expected two numbers, the lower one first.")
-
-
-def sides_of(owner: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width that ``size`` says: both, or one number for both.
-
-    Raises:
-        ConfigurationError: Naming the argument, where it says something else.
-    """
-    if isinstance(size, (list, tuple)) and len(size) != 2:
-        raise ConfigurationError(f"{owner}: size={size!r}; expected height and width, or one number for both.")
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    for side in (height, width):
-        check_range(owner, "size", side, 1, whole=True)
-    return height, width

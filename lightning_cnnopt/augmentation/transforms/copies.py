@@ -9,8 +9,8 @@ import torch
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation.functional.copies import Placement
-from lightning_cnnopt.augmentation.transforms.base import ExactCopy, happens, sides_of
-from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range
+from lightning_cnnopt.augmentation.transforms.base import ExactCopy, happens
+from lightning_cnnopt.core.errors import ConfigurationError, check_choice, check_range, sides_of
 
 
 class HorizontalFlip(ExactCopy):
@@ -102,12 +102,12 @@ class RandomWindow(ExactCopy):
     """
 
     def __init__(self, size: int | tuple[int, int]) -> None:
-        sides_of("RandomWindow", size)
+        sides_of("RandomWindow", "size", size)
         self.size = size
 
     @override
     def place(self, placement: Placement, generator: torch.Generator | None = None) -> Placement:
-        height, width = sides_of("RandomWindow", self.size)
+        height, width = sides_of("RandomWindow", "size", self.size)
         most = (placement.size[0] - height, placement.size[1] - width)
         if min(most) < 0:
             raise ConfigurationError(f"RandomWindow: size={self.size!r} is larger than an image of {placement.size}.")

@@ -19,10 +19,9 @@ from lightning_cnnopt.augmentation.transforms.base import (
     check_interval,
     draw_places,
     draw_windows,
-    sides_of,
     uniform,
 )
-from lightning_cnnopt.core.errors import check_range
+from lightning_cnnopt.core.errors import check_range, sides_of
 
 
 class Rotation(Geometric):
@@ -221,14 +220,14 @@ class ResizedCrop(Geometric):
         check_interval("ResizedCrop", "ratio", ratio, 0.01)
         super().__init__(p, interpolation, "border")
         if size is not None:
-            sides_of("ResizedCrop", size)
+            sides_of("ResizedCrop", "size", size)
         self.size = size
         self.scale = scale
         self.ratio = ratio
 
     @override
     def result_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size if self.size is None else sides_of("ResizedCrop", self.size)
+        return size if self.size is None else sides_of("ResizedCrop", "size", self.size)
 
     @override
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:

@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from lightning_cnnopt.augmentation.transforms.base import sides_of
-from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range
+from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range, sides_of
 from lightning_cnnopt.data.base import Task
 from lightning_cnnopt.data.datamodule import ImageDataModule
 from lightning_cnnopt.data.decoding import OnBroken, Resize
@@ -101,7 +100,7 @@ class ImageFolder(ImageDataModule):
         if num_workers is not None:
             check_range("ImageFolder", "num_workers", num_workers, 0, whole=True)
         self.root = root
-        self.size = None if size is None else sides_of("ImageFolder", size)
+        self.size = None if size is None else sides_of("ImageFolder", "size", size)
         self.resize: Resize = resize
         self.labels = labels
         self.separator = separator

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cnnopt.augmentation import Mixing, Transform
-from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range, extra_of
+from lightning_cnnopt.core.errors import ConfigurationError, DataError, check_choice, check_range, extra_of, sides_of
 from lightning_cnnopt.core.randomness import Stream, world_size
 from lightning_cnnopt.data.balance import is_weighed, report_counts
 from lightning_cnnopt.data.base import DeviceAugmented
@@ -77,11 +77,7 @@ class StreamDataModule(DeviceAugmented):
         std: Sequence[float] | None = None,
     ) -> None:
         name = type(self).__name__
-        if isinstance(image_size, (list, tuple)) and len(image_size) != 2:
-            raise ConfigurationError(f"{name}: image_size={image_size!r}; expected height and width, or one number for both.")
-        height, width = image_size if isinstance(image_size, (list, tuple)) else (image_size, image_size)
-        for side in (height, width):
-            check_range(name, "image_size", side, 1, whole=True)
+        sides = sides_of(name, "image_size", image_size)
         if in_channels not in (1, 3):
             raise ConfigurationError(f"{name}: in_channels={in_channels}; expected 1 or 3.")
         check_range(name, "workers", workers, 0, whole=True)
@@ -93,7 +89,7 @@ class StreamDataModule(DeviceAugmented):
             raise ConfigurationError(f"{name}: mean and std belong together; give both or neither.")
         if class_names is not None and num_classes is not None and len(class_names) != num_classes:
             raise ConfigurationError(f"{name}: {len(class_names)} class_names for num_classes={num_classes}.")
-        self._image_size = (height, width)
+        self._image_size = sides
         self._in_channels = in_channels
         self._class_names = None if class_names is None else list(class_names)
         self._num_classes = num_classes
