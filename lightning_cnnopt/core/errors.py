@@ -49,8 +49,9 @@ def check_range(
     low_open: bool = False,
     high_open: bool = False,
     whole: bool = False,
+    finite: bool = True,
 ) -> None:
-    """Raise unless ``value`` is a finite number within the bounds.
+    """Raise unless ``value`` is a number within the bounds.
 
     Args:
         owner: The class or function whose argument it is.
@@ -61,6 +62,7 @@ def check_range(
         low_open: Whether ``low`` itself is excluded.
         high_open: Whether ``high`` itself is excluded.
         whole: Whether it has to be an ``int``, as what counts something.
+        finite: Whether infinity is refused, too.
 
     Raises:
         ConfigurationError: If ``value`` is no such number or out of range.
@@ -74,7 +76,8 @@ def check_range(
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     too_low = is_number and low is not None and (value <= low if low_open else value < low)
     too_high = is_number and high is not None and (value >= high if high_open else value > high)
-    if is_number and math.isfinite(value) and not too_low and not too_high:
+    allowed = is_number and not math.isnan(value) and not (finite and math.isinf(value))
+    if allowed and not too_low and not too_high:
         return
     expected = name
     if low is not None:

@@ -140,7 +140,7 @@ def range_test(
         max_lr: Rate of the last step.
         steps: Optimizer steps. The data is gone through as often as they need.
         divergence: The test ends early when the loss is NaN, infinite, or more than this times its least value, in the mean
-            over a twentieth of the steps.
+            over a twentieth of the steps; ``inf`` for the first two alone.
         without: Further kinds of callbacks to leave out, such as one that sends messages.
 
     Raises:
@@ -161,7 +161,7 @@ def range_test(
     check_range("range_test", "min_lr", min_lr, 0, low_open=True)
     check_range("range_test", "max_lr", max_lr, min_lr, low_open=True)
     check_range("range_test", "steps", steps, 10)
-    check_range("range_test", "divergence", divergence, 1, low_open=True)
+    check_range("range_test", "divergence", divergence, 1, low_open=True, finite=False)
     if not isinstance(steps, int):
         raise ConfigurationError(f"range_test: steps={steps!r} is no whole number.")
     if trainer.num_devices * trainer.num_nodes > 1:

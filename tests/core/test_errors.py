@@ -49,6 +49,12 @@ def test_what_is_not_finite_is_refused_without_bounds_too(value):
         check_range("Owner", "p", value)
 
 
+def test_infinity_is_taken_where_it_means_something():
+    check_range("Owner", "p", math.inf, 0, finite=False)
+    with pytest.raises(ConfigurationError, match="out of range"):
+        check_range("Owner", "p", math.nan, 0, finite=False)
+
+
 def test_a_bound_of_none_is_no_bound():
     check_range("Owner", "p", -1e300)
     check_range("Owner", "p", 1e300, 0)

@@ -85,7 +85,7 @@ class TruncatedNormal(Initializer):
 
     def __init__(self, std: float = 0.02, cut: float = 2.0) -> None:
         check_range("TruncatedNormal", "std", std, 0, low_open=True)
-        check_range("TruncatedNormal", "cut", cut, 0, low_open=True)
+        check_range("TruncatedNormal", "cut", cut, 0, low_open=True, finite=False)
         self.std = std
         self.cut = cut
 

@@ -115,8 +115,8 @@ class OneCycle(_SingleCycle):
         three_phase: bool = False,
     ) -> None:
         super().__init__(pct_start, anneal_strategy, three_phase)
-        check_range("OneCycle", "div_factor", div_factor, 1)
-        check_range("OneCycle", "final_div_factor", final_div_factor, 0, low_open=True)
+        check_range("OneCycle", "div_factor", div_factor, 1, finite=False)
+        check_range("OneCycle", "final_div_factor", final_div_factor, 0, low_open=True, finite=False)
         self.div_factor = div_factor
         self.final_div_factor = final_div_factor
 
