@@ -22,7 +22,7 @@ def report_counts(
     total: int,
     warn: bool,
     exclusive: bool = True,
-    samples: bool = True,
+    can_sample: bool = True,
 ) -> None:
     """Say, on rank zero, how many training samples the classes have; warn of classes without any, and of rare ones.
 
@@ -33,7 +33,7 @@ def report_counts(
         total: Samples in all.
         warn: Whether to warn of rare classes.
         exclusive: Whether a sample has one class.
-        samples: Whether the data module can draw samples by the frequency of their class.
+        can_sample: Whether the data module can draw samples by the frequency of their class.
     """
     ranked = sorted(zip(counts, names, strict=True), key=lambda pair: pair[0])
     empty = [name for count, name in ranked if count == 0]
@@ -46,7 +46,7 @@ def report_counts(
         shown = ", ".join(map(repr, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         rank_zero_warn(f"{owner}: no training sample is of {shown}, so the network can't learn to tell it.")
     if warn and low < RARE * high:
-        sampling = 'sampling="balanced", ' if samples else ""
+        sampling = 'sampling="balanced", ' if can_sample else ""
         ways = (
             f"{sampling}ClassWeights, FocalLoss, LogitAdjustment or LDAM" if exclusive else "ClassWeights or SigmoidFocalLoss"
         )

@@ -185,8 +185,8 @@ class StreamDataModule(DeviceAugmented):
             self.workers,
             self._seed,
             self.on_broken,
-            self._report_counts,
-            self._num_labels,
+            on_epoch=self._report_counts,
+            num_classes=self._num_labels,
         )
 
     @override
@@ -218,11 +218,11 @@ class StreamDataModule(DeviceAugmented):
         part = "" if world_size() == 1 else ", as far as process 0 saw it"
         report_counts(
             f"{type(self).__name__}, an epoch{part}",
-            [seen[label] for label in range(self.num_classes)],
+            [seen[label] for label in range(self._num_labels)],
             self.class_names,
             seen.total(),
             warn=not is_weighed(self.trainer),
-            samples=False,
+            can_sample=False,
         )
 
     def _needed(self, split: Literal["train", "test"]) -> Source:

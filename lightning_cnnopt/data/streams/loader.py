@@ -143,7 +143,8 @@ class StreamLoader:
                 taken += 1
                 self._position += 1
                 problems += broken
-                classes.update(targets.tolist())
+                if self.on_epoch is not None:
+                    classes.update(targets.tolist())
                 yield images, targets
         finally:
             if problems:

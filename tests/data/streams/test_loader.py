@@ -404,6 +404,14 @@ def test_class_counts_are_told_after_the_first_whole_epoch_with_a_warning_of_rar
     assert told_of(data, caplog) == ([], [])
 
 
+def test_both_answers_of_a_binary_stream_are_counted(caplog):
+    class Binary(Unbalanced):
+        task = "binary"
+
+    told, _ = told_of(Binary(num_classes=1, mean=[0.0], std=[1.0]), caplog)
+    assert told == ["Binary, an epoch: 24 training samples of 2 classes, from 1 of '1' to 23 of '0'."]
+
+
 def test_of_an_epoch_that_was_cut_short_nothing_is_told(caplog):
     assert told_of(Unbalanced(mean=[0.0], std=[1.0]), caplog, limit_train_batches=3) == ([], [])
 
